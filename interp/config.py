@@ -1,0 +1,199 @@
+"""GPTConfig: every choice that makes one transformer differ from another, checked once."""
+
+from dataclasses import asdict, dataclass, fields
+from math import sqrt
+from typing import Any, Literal, get_args, get_type_hints
+
+import torch
+
+Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "silu"]
+Normalization = Literal["LN", "LNPre", "RMS", "RMSPre"]
+NormPosition = Literal["pre", "post", "output", "both"]
+PositionalEmbedding = Literal["standard", "sinusoidal", "rotary"]
+AttentionDirection = Literal["causal", "bidirectional"]
+InitMode = Literal["gpt2", "xavier", "kaiming", "mup"]
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_DERIVED: Any = None  # a default that __post_init__ works out from the other fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """The shape of a `HookedGPT`. Names are those of the field; sizes left out are derived from the others.
+
+    A choice that would have no effect (an activation without an MLP, a rotary base without rotary positions) is
+    refused, and all faults are reported in one error.
+    """
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_ctx: int  # the longest input
+    d_vocab: int
+    d_head: int = _DERIVED  # d_model // n_heads
+    n_key_value_heads: int = _DERIVED  # n_heads; fewer: grouped queries
+    d_mlp: int = _DERIVED  # 4 * d_model; 0 when attn_only
+    d_vocab_out: int = _DERIVED  # d_vocab
+
+    act_fn: Activation = "gelu_new"
+    gated_mlp: bool = False  # act(x W_gate) * (x W_in) instead of act(x W_in)
+    attn_only: bool = False
+    parallel_attn_mlp: bool = False  # attention and MLP both read resid_pre
+    parallel_shared_norm: bool = False  # ... through the same norm (GPT-J) rather than one each (GPT-NeoX)
+
+    normalization_type: Normalization | None = "LN"  # "LNPre", "RMSPre": without gain and bias
+    norm_position: NormPosition = "pre"  # post: norm(x + f(x)); output: x + norm(f(x)); both: x + norm(f(norm(x)))
+    eps: float = 1e-5
+
+    positional_embedding_type: PositionalEmbedding | None = "standard"
+    rotary_dim: int = _DERIVED  # d_head; fewer: only the first coordinates turn; 0 without rotary
+    rotary_base: float = 10_000.0
+    rotary_adjacent_pairs: bool = (
+        False  # turn coordinates (0, 1), (2, 3) … (GPT-J) rather than (0, r/2), (1, r/2 + 1) …
+    )
+
+    attention_dir: AttentionDirection = "causal"
+    attn_scale: float = _DERIVED  # attention scores are divided by it: sqrt(d_head)
+
+    bias_qkv: bool = True
+    bias_attn_out: bool = True
+    bias_mlp: bool = _DERIVED  # True where there is an MLP
+    bias_norm: bool = _DERIVED  # True with "LN"
+    bias_unembed: bool = False
+    tie_word_embeddings: bool = False
+
+    dropout: float = 0.0  # in training mode only
+    dtype: torch.dtype = torch.float32
+    device: str | None = None  # where the weights are made; None: torch's default device
+    seed: int | None = None  # None: draw from torch's global generator
+    init_mode: InitMode = "gpt2"
+    initializer_range: float = _DERIVED  # "gpt2": the standard deviation, 0.8 / sqrt(d_model); else a gain, 1
+
+    def __post_init__(self) -> None:
+        faults = _type_faults(self)
+        if not faults:
+            _derive(self)
+            faults = _size_faults(self) + _idle_faults(self)
+        if faults:
+            raise ValueError("GPTConfig cannot be built:\n" + "\n".join(f"  - {fault}" for fault in faults))
+
+    @property
+    def has_grouped_queries(self) -> bool:
+        return self.n_key_value_heads != self.n_heads
+
+    @property
+    def is_rotary(self) -> bool:
+        return self.positional_embedding_type == "rotary"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON can hold them."""
+        return asdict(self) | {"dtype": str(self.dtype).removeprefix("torch.")}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "GPTConfig":
+        """The config that `to_dict` wrote."""
+        known = [field.name for field in fields(cls)]
+        if unknown := [name for name in values if name not in known]:
+            raise ValueError(f"unknown config fields: {unknown}; GPTConfig has {known}")
+        missing = [f.name for f in fields(cls) if f.name not in values and f.name in _REQUIRED]
+        if missing:
+            raise ValueError(f"missing config fields: {missing}")
+        dtype = values.get("dtype", "float32")
+        if dtype not in DTYPES:
+            raise ValueError(f"unknown dtype {dtype!r}; allowed: {list(DTYPES)}")
+        return cls(**{**values, "dtype": DTYPES[dtype]})
+
+
+_REQUIRED = ("n_layers", "d_model", "n_heads", "n_ctx", "d_vocab")
+
+
+def _type_faults(cfg: GPTConfig) -> list[str]:
+    faults = []
+    for name, expected in get_type_hints(GPTConfig).items():
+        value = getattr(cfg, name)
+        field = GPTConfig.__dataclass_fields__[name]
+        if value is None and field.default is None:
+            continue
+        choices = [arg for part in (get_args(expected) or (expected,)) for arg in (get_args(part) or (part,))]
+        if all(isinstance(choice, str) or choice is type(None) for choice in choices):
+            allowed = [None if choice is type(None) else choice for choice in choices]
+            if value not in allowed:
+                faults.append(f"{name}={value!r}; allowed: {allowed}")
+            continue
+        kinds = tuple(int | float if choice is float else choice for choice in choices)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            faults.append(f"{name}={value!r} is a {type(value).__name__}; it must be {expected}")
+    if not faults and cfg.dtype not in DTYPES.values():
+        faults.append(f"dtype={cfg.dtype}; allowed: {list(DTYPES.values())}")
+    return faults
+
+
+def _derive(cfg: GPTConfig) -> None:
+    """Fill in what was left out."""
+    has_norm_bias = cfg.normalization_type == "LN"
+    d_head = cfg.d_head if cfg.d_head is not None else cfg.d_model // max(cfg.n_heads, 1)
+    derived = {
+        "d_head": d_head,
+        "n_key_value_heads": cfg.n_heads,
+        "d_mlp": 0 if cfg.attn_only else 4 * cfg.d_model,
+        "d_vocab_out": cfg.d_vocab,
+        "rotary_dim": d_head if cfg.is_rotary else 0,
+        "attn_scale": sqrt(max(d_head, 0)),
+        "bias_mlp": not cfg.attn_only,
+        "bias_norm": has_norm_bias,
+        "initializer_range": 0.8 / sqrt(max(cfg.d_model, 1)) if cfg.init_mode == "gpt2" else 1.0,
+    }
+    for name, value in derived.items():
+        if getattr(cfg, name) is None:
+            object.__setattr__(cfg, name, value)
+
+
+def _size_faults(cfg: GPTConfig) -> list[str]:
+    sizes = [
+        "n_layers",
+        "d_model",
+        "n_heads",
+        "n_ctx",
+        "d_vocab",
+        "d_head",
+        "n_key_value_heads",
+        "d_vocab_out",
+    ]
+    positive = [*sizes, "eps", "attn_scale", "initializer_range"] + ([] if cfg.attn_only else ["d_mlp"])
+    faults = [f"{name}={getattr(cfg, name)}; it must be positive" for name in positive if not getattr(cfg, name) > 0]
+    if not 0 <= cfg.dropout < 1:
+        faults.append(f"dropout={cfg.dropout}; it must be at least 0 and less than 1")
+    if cfg.n_key_value_heads > 0 and cfg.n_heads % cfg.n_key_value_heads:
+        faults.append(f"n_heads={cfg.n_heads} is no multiple of n_key_value_heads={cfg.n_key_value_heads}")
+    if cfg.is_rotary and not (0 < cfg.rotary_dim <= cfg.d_head and cfg.rotary_dim % 2 == 0):
+        faults.append(f"rotary_dim={cfg.rotary_dim}; it must be even and between 2 and d_head={cfg.d_head}")
+    if cfg.tie_word_embeddings and cfg.d_vocab_out != cfg.d_vocab:
+        faults.append(f"tie_word_embeddings with d_vocab={cfg.d_vocab} but d_vocab_out={cfg.d_vocab_out}")
+    if cfg.parallel_attn_mlp and cfg.norm_position != "pre":
+        faults.append(f"parallel_attn_mlp needs norm_position='pre', not {cfg.norm_position!r}")
+    return faults
+
+
+def _idle_faults(cfg: GPTConfig) -> list[str]:
+    """Choices that would change nothing."""
+    mlp = ["d_mlp", "act_fn", "gated_mlp", "bias_mlp", "parallel_attn_mlp"]
+    rotary = ["rotary_dim", "rotary_base", "rotary_adjacent_pairs"]
+    idle = {
+        "attn_only has no MLP": mlp if cfg.attn_only else [],
+        "the positions are not rotary": [] if cfg.is_rotary else rotary,
+        "there is no norm": [] if cfg.normalization_type else ["norm_position", "eps", "parallel_shared_norm"],
+        "only 'LN' has a norm bias": [] if cfg.normalization_type == "LN" else ["bias_norm"],
+        "attention and MLP are not parallel": [] if cfg.parallel_attn_mlp else ["parallel_shared_norm"],
+    }
+    neutral = {"d_mlp": 0, "rotary_dim": 0, "bias_mlp": False, "bias_norm": False}
+    return [
+        f"{name}={getattr(cfg, name)!r} would have no effect: {reason}"
+        for reason, names in idle.items()
+        for name in names
+        if getattr(cfg, name) != neutral.get(name, GPTConfig.__dataclass_fields__[name].default)
+    ]

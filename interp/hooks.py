@@ -1,0 +1,237 @@
+"""Hook points, and the contexts in which somebody listens to them.
+
+Each quantity of the network passes through a `HookPoint`. Who listens is kept in a context variable, so hooks belong
+to the calls made inside a `with` block, in that thread alone, and are gone when the block is left, however it is left.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+HookFn = Callable[..., Tensor | None]
+Recorder = Callable[[Tensor, "HookPoint"], None]
+Names = str | Sequence[str] | Callable[[str], bool]
+Hooks = Iterable[tuple[Names, HookFn]]
+M = TypeVar("M", bound="HookedModule")
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Who listens to one hook point. Edits act first, in order; recorders see the value that goes on."""
+
+    edits: tuple[HookFn, ...] = ()
+    backward: tuple[HookFn, ...] = ()
+    recorders: tuple[Recorder, ...] = ()
+    starts_graph: bool = False  # gradients are wanted here, also where no weight asks for one
+
+    def then(self, later: "Listeners") -> "Listeners":
+        return Listeners(
+            self.edits + later.edits,
+            self.backward + later.backward,
+            self.recorders + later.recorders,
+            self.starts_graph or later.starts_graph,
+        )
+
+
+NOBODY = Listeners()
+_SILENCE: Mapping["HookPoint", Listeners] = MappingProxyType({})
+_listening: ContextVar[Mapping["HookPoint", Listeners]] = ContextVar("listening", default=_SILENCE)
+
+
+class HookPoint(nn.Module):
+    """The place where one quantity of the network can be read or changed; the identity while nobody listens."""
+
+    def __init__(self, axes: str, formula: str, on_demand: bool = False) -> None:
+        super().__init__()
+        self.axes = axes
+        self.formula = formula
+        self.on_demand = on_demand  # computed only while somebody listens
+        self.name = ""
+        self.lasting = NOBODY
+
+    def layer(self) -> int:
+        """The index of the block that this point belongs to."""
+        head, _, rest = self.name.partition("blocks.")
+        if head or not rest:
+            raise ValueError(f"{self.name} belongs to no layer")
+        return int(rest.partition(".")[0])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # Straight to the point: nn.Module's own call machinery would cost more than the rest of an unheard hook point.
+        if torch.compiler.is_compiling():
+            return x  # the model's door has seen that nobody listens
+        listeners = _listening.get().get(self, NOBODY)
+        if listeners is NOBODY and self.lasting is NOBODY:
+            return x
+        return self._heard(x, self.lasting.then(listeners))
+
+    def _heard(self, x: Tensor, listeners: Listeners) -> Tensor:
+        for fn in listeners.edits:
+            x = self._edited(x, fn)
+        if listeners.backward and not torch.is_grad_enabled():
+            raise RuntimeError(f"a backward hook at {self.name} cannot fire: gradients are switched off")
+        if torch.is_grad_enabled() and (x.requires_grad or listeners.starts_graph):
+            # A node of its own: its gradient is that of this quantity alone, also where one tensor has two names.
+            x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+            for fn in listeners.backward:
+                x.register_hook(lambda grad, fn=fn: self._edited(grad, fn))
+        for record in listeners.recorders:
+            record(x, self)
+        return x
+
+    def _edited(self, x: Tensor, fn: HookFn) -> Tensor:
+        """What `fn` makes of a copy of its own. Models called by `fn` are not heard by the hooks around it."""
+        own = x.clone()
+        outside = _listening.set(_SILENCE)
+        try:
+            returned = fn(own, hook=self)
+        except Exception as error:
+            error.add_note(f"raised by the hook at {self.name}")
+            raise
+        finally:
+            _listening.reset(outside)
+        edited = own if returned is None else returned
+        if not isinstance(edited, Tensor):
+            raise TypeError(
+                f"the hook at {self.name} returned a {type(edited).__name__}; it must return a tensor or None"
+            )
+        if edited.shape != x.shape or edited.device != x.device or _kind(edited) != _kind(x):
+            raise ValueError(
+                f"the hook at {self.name} returned {_described(edited)}; "
+                f"the value there [{self.axes}] is {_described(x)}"
+            )
+        return edited.to(x.dtype)
+
+
+def is_heard(*points: HookPoint) -> bool:
+    """Whether anybody listens to any of these points in this call."""
+    if torch.compiler.is_compiling():
+        return False
+    listening = _listening.get()
+    return any(point.lasting is not NOBODY or point in listening for point in points)
+
+
+def has_edits(*points: HookPoint) -> bool:
+    """Whether a hook may change the value at any of these points in this call."""
+    listening = _listening.get()
+    return any(point.lasting.edits or listening.get(point, NOBODY).edits for point in points)
+
+
+@contextmanager
+def _listen(added: Mapping[HookPoint, Listeners]) -> Iterator[None]:
+    """In this context, `added` listen too, after those who already do."""
+    before = _listening.get()
+    token = _listening.set({**before, **{p: before.get(p, NOBODY).then(later) for p, later in added.items()}})
+    try:
+        yield
+    finally:
+        _listening.reset(token)
+
+
+class HookedModule(nn.Module):
+    """A module whose hook points have names. A subclass calls `setup()` at the end of its `__init__`."""
+
+    hook_dict: dict[str, HookPoint]
+
+    def setup(self) -> None:
+        """Name every hook point by its path in the module tree."""
+        self.hook_dict = {name: module for name, module in self.named_modules() if isinstance(module, HookPoint)}
+        for name, point in self.hook_dict.items():
+            point.name = name
+
+    def hook_names(self, names: Names) -> list[str]:
+        """The names of the hook points meant by a name, a glob, a list of those, or a predicate on names."""
+        if callable(names):
+            if not (found := [name for name in self.hook_dict if names(name)]):
+                raise KeyError(f"the predicate {names} accepts no hook point; see model.describe_hooks()")
+            return found
+        found: list[str] = []
+        unknown: list[str] = []
+        for wanted in [names] if isinstance(names, str) else names:
+            if not isinstance(wanted, str):
+                raise TypeError(f"a hook name is a string, not {wanted!r}")
+            is_glob = wanted not in self.hook_dict
+            matches = [name for name in self.hook_dict if fnmatchcase(name, wanted)] if is_glob else [wanted]
+            found += matches
+            unknown += [] if matches else [wanted]
+        if unknown:
+            nearest = {name: get_close_matches(name, self.hook_dict, n=4, cutoff=0.5) for name in unknown}
+            hints = "; ".join(f"{name!r}: did you mean {near}?" for name, near in nearest.items() if near)
+            raise KeyError(f"no such hook points: {unknown}; {hints or 'none is near'}; see model.describe_hooks()")
+        return list(dict.fromkeys(found))
+
+    def _listeners(self, hooks: Hooks, kind: Literal["edits", "backward"]) -> dict[HookPoint, Listeners]:
+        listeners: dict[HookPoint, Listeners] = {}
+        for entry in hooks:
+            if not (isinstance(entry, tuple | list) and len(entry) == 2 and callable(entry[1])):
+                raise TypeError(f"a hook is a pair (name, function), not {entry!r}")
+            made = (
+                Listeners(edits=(entry[1],)) if kind == "edits" else Listeners(backward=(entry[1],), starts_graph=True)
+            )
+            for name in self.hook_names(entry[0]):
+                point = self.hook_dict[name]
+                listeners[point] = listeners.get(point, NOBODY).then(made)
+        return listeners
+
+    @contextmanager
+    def hooks(self: M, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator[M]:
+        """Within this context, each `(name, fn)` has `fn(tensor, hook=point)` called whenever the quantity is computed.
+
+        What `fn` returns goes on in its place; if it returns None, its argument does, with any edits made in place.
+        Backward hooks get the gradient, and fire also when `backward` runs after the context.
+        """
+        with _listen(self._listeners(fwd_hooks, "edits")), _listen(self._listeners(bwd_hooks, "backward")):
+            yield self
+
+    @contextmanager
+    def recording(self, names: Names, recorder: Recorder, starts_graph: bool = False) -> Iterator[None]:
+        """Within this context, `recorder(tensor, point)` sees the value that goes on, after all edits."""
+        points = [self.hook_dict[name] for name in self.hook_names(names)]
+        with _listen({point: Listeners(recorders=(recorder,), starts_graph=starts_graph) for point in points}):
+            yield
+
+    def run_with_hooks(self, *args: Any, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), **kwargs: Any) -> Any:
+        """Call the model once with these hooks."""
+        fwd_hooks, bwd_hooks = list(fwd_hooks), list(bwd_hooks)
+        with self.hooks(fwd_hooks, bwd_hooks):
+            self.check_reach([hook[0] for hook in (*fwd_hooks, *bwd_hooks)], **kwargs)
+            return self(*args, **kwargs)
+
+    def check_reach(self, names: Sequence[Names], **kwargs: Any) -> None:
+        """Raise if a hook named exactly could not fire in a call with these arguments."""
+
+    def add_hook(self, names: Names, fn: HookFn, dir: Literal["fwd", "bwd"] = "fwd") -> None:
+        """Listen in every call from now on, in every thread, until `reset_hooks`."""
+        if dir not in ("fwd", "bwd"):
+            raise ValueError(f"dir={dir!r}; allowed: 'fwd', 'bwd'")
+        for point, listeners in self._listeners([(names, fn)], "edits" if dir == "fwd" else "backward").items():
+            point.lasting = point.lasting.then(listeners)
+
+    def reset_hooks(self) -> None:
+        """Remove what `add_hook` added."""
+        for point in self.hook_dict.values():
+            point.lasting = NOBODY
+
+    def is_observed(self) -> bool:
+        """Whether anybody listens to any of this module's points in this context."""
+        listening = _listening.get()
+        return is_heard(*self.hook_dict.values()) if listening else self._has_lasting_hooks()
+
+    def _has_lasting_hooks(self) -> bool:
+        return any(point.lasting is not NOBODY for point in self.hook_dict.values())
+
+
+def _kind(x: Tensor) -> str:
+    return "float" if x.is_floating_point() else "bool" if x.dtype == torch.bool else "int"
+
+
+def _described(x: Tensor) -> str:
+    return f"{list(x.shape)} {x.dtype} on {x.device}"

@@ -1,0 +1,177 @@
+"""Attention: heads read the stream, look at earlier positions, and write to the stream."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import einsum
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from interp.config import GPTConfig
+from interp.hooks import HookPoint, is_heard
+from interp.model.kv_cache import KVCache
+from interp.model.linear import Linear
+from interp.model.rotary import Rotation, rotate_halves, rotate_pairs
+
+Stream = Float[Tensor, "batch pos d_model"]
+Heads = Float[Tensor, "batch pos head d_head"]
+KVHeads = Float[Tensor, "batch pos kv_head d_head"]
+Pattern = Float[Tensor, "batch head query_pos key_pos"]
+HeadInputs = tuple[Tensor, Tensor, Tensor]  # what each head reads for its q, k and v: [batch pos head d_model]
+
+
+@dataclass
+class Pass:
+    """What all blocks of one pass share."""
+
+    rotation: Rotation | None = None
+    mask: Bool[Tensor, "#batch 1 query_pos key_pos"] | None = None  # who may look where; None: causal, or everywhere
+    is_causal: bool = True
+    kv_cache: KVCache | None = None
+
+    def allowed(self, scores: Pattern) -> Bool[Tensor, "#batch #head query_pos key_pos"] | None:
+        """The mask written out; None where every query sees every key."""
+        if self.mask is None and self.is_causal:
+            return torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()[None, None]
+        return self.mask
+
+
+class Attention(nn.Module):
+    """Scores q · k / scale, a softmax over keys, and the mix of values that it weighs."""
+
+    def __init__(self, cfg: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.layer = layer
+        n_queries, n_keys = cfg.n_heads * cfg.d_head, cfg.n_key_value_heads * cfg.d_head
+        self.qkv = Linear(cfg, cfg.d_model, n_queries + 2 * n_keys, cfg.bias_qkv)
+        self.out = Linear(cfg, n_queries, cfg.d_model, cfg.bias_attn_out)
+        self.dropout = nn.Dropout(cfg.dropout) if cfg.dropout else nn.Identity()
+
+        self.hook_q = HookPoint("batch pos head d_head", "x W_Q + b_Q, before rotation")
+        self.hook_k = HookPoint("batch pos kv_head d_head", "x W_K + b_K, before rotation")
+        self.hook_v = HookPoint("batch pos kv_head d_head", "x W_V + b_V")
+        self.hook_attn_scores = HookPoint(
+            "batch head query_pos key_pos", "q · k / attn_scale, -inf where masked", on_demand=True
+        )
+        self.hook_pattern = HookPoint(
+            "batch head query_pos key_pos", "softmax of attn_scores over keys", on_demand=True
+        )
+        self.hook_z = HookPoint("batch pos head d_head", "sum over keys of pattern * v")
+        self.hook_result = HookPoint("batch pos head d_model", "z W_O, what each head writes", on_demand=True)
+
+    def forward(self, x: Stream | HeadInputs, this: Pass) -> Stream:
+        """`x` is the stream after the norm: one for all heads, or what each head reads for its q, k and v."""
+        q, k, v = self.project(x) if isinstance(x, Tensor) else self.project_each(*x)
+        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
+        q, k = self.rotate(q, k, this)
+        z = self.hook_z(self.look(q, k, v, this))
+        return self.dropout(self.write(z))
+
+    def project(self, x: Stream) -> tuple[Heads, KVHeads, KVHeads]:
+        q, k, v = self.qkv(x).split(self._qkv_sizes(), dim=-1)
+        heads = (-1, self.cfg.d_head)
+        return q.unflatten(-1, heads), k.unflatten(-1, heads), v.unflatten(-1, heads)
+
+    def project_each(self, q_in: Tensor, k_in: Tensor, v_in: Tensor) -> tuple[Heads, KVHeads, KVHeads]:
+        read = "batch pos head d_model, head d_model d_head -> batch pos head d_head"
+        q, k, v = einsum(q_in, self.W_Q, read), einsum(k_in, self.W_K, read), einsum(v_in, self.W_V, read)
+        if self.qkv.bias is None:
+            return q, k, v
+        b_Q, b_K, b_V = self._by_head(self.qkv.bias)
+        return q + b_Q, k + b_K, v + b_V
+
+    def rotate(self, q: Heads, k: KVHeads, this: Pass) -> tuple[Heads, KVHeads]:
+        """Positions enter with the embedding; nothing turns."""
+        return q, k
+
+    def look(self, q: Heads, k: KVHeads, v: KVHeads, this: Pass) -> Heads:
+        """Each query's mix of values."""
+        keys, values = k.transpose(1, 2), v.transpose(1, 2)
+        if this.kv_cache is not None:
+            keys, values = this.kv_cache.append(self.layer, k, v)
+        queries = q.transpose(1, 2)
+        p_drop = self.cfg.dropout if self.training else 0.0
+        if not is_heard(self.hook_attn_scores, self.hook_pattern):
+            z = F.scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                attn_mask=this.mask,
+                dropout_p=p_drop,
+                is_causal=this.is_causal and this.mask is None,
+                scale=1 / self.cfg.attn_scale,
+                enable_gqa=self.cfg.has_grouped_queries,
+            )
+            return z.transpose(1, 2)
+        group = self.cfg.n_heads // self.cfg.n_key_value_heads
+        keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
+        scores = (queries / self.cfg.attn_scale) @ keys.transpose(-1, -2)
+        if (allowed := this.allowed(scores)) is not None:
+            scores = scores.masked_fill(~allowed, -torch.inf)
+        scores = self.hook_attn_scores(scores)
+        exact = torch.float32 if scores.dtype.itemsize == 2 else scores.dtype
+        pattern = self.hook_pattern(scores.softmax(-1, dtype=exact).to(scores.dtype))
+        return (F.dropout(pattern, p_drop) @ values).transpose(1, 2)
+
+    def write(self, z: Heads) -> Stream:
+        if not is_heard(self.hook_result):
+            return self.out(z.flatten(-2))
+        result = einsum(z, self.W_O, "batch pos head d_head, head d_head d_model -> batch pos head d_model")
+        written = self.hook_result(result).sum(-2)
+        return written if self.out.bias is None else written + self.out.bias
+
+    def _qkv_sizes(self) -> list[int]:
+        n_keys = self.cfg.n_key_value_heads * self.cfg.d_head
+        return [self.cfg.n_heads * self.cfg.d_head, n_keys, n_keys]
+
+    def _by_head(self, rows: Float[Tensor, "rows ..."]) -> list[Float[Tensor, "head d_head ..."]]:
+        """The rows of the fused matrix or bias that make q, k and v."""
+        return [part.unflatten(0, (-1, self.cfg.d_head)) for part in rows.split(self._qkv_sizes())]
+
+    @property
+    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
+        return self._by_head(self.qkv.weight)[0].transpose(1, 2)
+
+    @property
+    def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:
+        return self._by_head(self.qkv.weight)[1].transpose(1, 2)
+
+    @property
+    def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:
+        return self._by_head(self.qkv.weight)[2].transpose(1, 2)
+
+    @property
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
+        return self.out.weight.unflatten(1, (self.cfg.n_heads, self.cfg.d_head)).permute(1, 2, 0)
+
+    @property
+    def b_Q(self) -> Float[Tensor, "head d_head"] | None:
+        return None if self.qkv.bias is None else self._by_head(self.qkv.bias)[0]
+
+    @property
+    def b_K(self) -> Float[Tensor, "kv_head d_head"] | None:
+        return None if self.qkv.bias is None else self._by_head(self.qkv.bias)[1]
+
+    @property
+    def b_V(self) -> Float[Tensor, "kv_head d_head"] | None:
+        return None if self.qkv.bias is None else self._by_head(self.qkv.bias)[2]
+
+    @property
+    def b_O(self) -> Float[Tensor, " d_model"] | None:
+        return self.out.bias
+
+
+class RotaryAttention(Attention):
+    """Attention whose queries and keys turn with their position."""
+
+    def __init__(self, cfg: GPTConfig, layer: int) -> None:
+        super().__init__(cfg, layer)
+        self.turn = rotate_pairs if cfg.rotary_adjacent_pairs else rotate_halves
+        self.hook_rot_q = HookPoint("batch pos head d_head", "q turned by its position")
+        self.hook_rot_k = HookPoint("batch pos kv_head d_head", "k turned by its position")
+
+    def rotate(self, q: Heads, k: KVHeads, this: Pass) -> tuple[Heads, KVHeads]:
+        assert this.rotation is not None
+        return self.hook_rot_q(self.turn(q, *this.rotation)), self.hook_rot_k(self.turn(k, *this.rotation))

@@ -1,0 +1,311 @@
+"""HookedGPT: a transformer with a named hook point on every quantity."""
+
+import sys
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from interp.cache import ActivationCache, PosSlice, Recording
+from interp.config import GPTConfig
+from interp.hooks import HookPoint, Hooks, Names, is_heard
+from interp.model.attention import Pass
+from interp.model.block import block
+from interp.model.embed import Embed, LearnedPositions, SinusoidalPositions, Unembed
+from interp.model.init import init_weights
+from interp.model.inputs import (
+    Mask,
+    allowed_attention,
+    checked_layers,
+    checked_mask,
+    checked_resid,
+    checked_tokens,
+    next_token_loss,
+    positions,
+)
+from interp.model.kv_cache import KVCache
+from interp.model.norms import norm
+from interp.model.rotary import rotation
+from interp.model.stacked import StackedWeights
+
+ReturnType = Literal["logits", "loss", "both"] | None
+Stream = Float[Tensor, "batch pos d_model"]
+
+
+class HookedGPT(StackedWeights):
+    """A transformer that can be read, hooked and trained.
+
+    The residual stream is the spine: tokens are embedded into it, each block reads it and adds to it, and the logits
+    are read off its end. `describe_hooks()` lists what can be read and changed on the way.
+    """
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.embed = Embed(cfg)
+        self.hook_embed = HookPoint("batch pos d_model", "W_E[token]")
+        if cfg.positional_embedding_type == "standard":
+            self.pos_embed = LearnedPositions(cfg)
+            self.hook_pos_embed = HookPoint("batch pos d_model", "W_pos[position]")
+        elif cfg.positional_embedding_type == "sinusoidal":
+            self.pos_embed = SinusoidalPositions(cfg)
+            self.hook_pos_embed = HookPoint("batch pos d_model", "sines and cosines of the position")
+        else:
+            self.pos_embed = None
+        self.dropout = nn.Dropout(cfg.dropout) if cfg.dropout else nn.Identity()
+        self.blocks = nn.ModuleList(block(cfg, layer) for layer in range(cfg.n_layers))
+        self.ln_final = norm(cfg, exists=cfg.norm_position != "post")
+        self.unembed = Unembed(cfg, self.embed)
+        self._compile_options: dict[str, Any] | None = None
+        self._compiled: Callable[..., Any] | None = None
+        self.setup()
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw every weight anew, as `cfg.init_mode` and `cfg.seed` say."""
+        init_weights(self, self.cfg)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.W_E.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.W_E.dtype
+
+    def forward(
+        self,
+        input: Int[Tensor, "batch pos"] | Int[Tensor, " pos"] | Stream,
+        return_type: ReturnType = "logits",
+        *,
+        loss_per_token: bool = False,
+        attention_mask: Tensor | None = None,
+        past_kv_cache: KVCache | None = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+    ) -> Any:
+        """Logits `[batch pos d_vocab_out]`, the next-token loss, both as a pair, or nothing.
+
+        `stop_at_layer=k` returns the stream before block k, `start_at_layer=k` takes it. `attention_mask` is True (or
+        1) on real tokens `[batch pos]`; padding may stand left or right, and position 0 is the first real token.
+        """
+        if torch.compiler.is_compiling():
+            # This is the door: who listens is read here, for each call. A compiler that traced it would fix the answer.
+            torch._dynamo.skip_frame("HookedGPT looks at its context outside of what is compiled")
+        if return_type not in ("logits", "loss", "both", None):
+            raise ValueError(f"return_type={return_type!r}; allowed: 'logits', 'loss', 'both', None")
+        layers = checked_layers(start_at_layer, stop_at_layer, self.cfg.n_layers)
+        is_whole = start_at_layer is None and stop_at_layer is None
+        if start_at_layer is None:
+            x = checked_tokens(input, self.cfg, self.device)
+        else:
+            x = checked_resid(input, self.cfg, self.device)
+        n_rows, n_new = x.shape[:2]
+        self._check_lengths(n_new, return_type if is_whole else None, past_kv_cache, is_whole)
+        if return_type in ("loss", "both") and not is_whole and stop_at_layer is None:
+            raise ValueError(f"return_type={return_type!r} needs tokens; start_at_layer gives a residual stream alone")
+        mask = checked_mask(attention_mask, n_rows, n_new, past_kv_cache, self.device)
+        out = self._run(x, layers, is_whole or stop_at_layer is None, return_type, loss_per_token, mask, past_kv_cache)
+        if past_kv_cache is not None:
+            past_kv_cache.commit(n_new, mask)
+        return out
+
+    def _check_lengths(self, n_new: int, return_type: ReturnType, past: KVCache | None, is_whole: bool) -> None:
+        n_past = 0 if past is None else past.length
+        if n_past + n_new > self.cfg.n_ctx:
+            after = f" after {n_past} in the KV cache" if n_past else ""
+            raise ValueError(f"{n_new} tokens{after} are longer than the context, n_ctx={self.cfg.n_ctx}")
+        if past is not None and self.cfg.attention_dir == "bidirectional":
+            raise ValueError("past_kv_cache needs attention_dir='causal': here later tokens change earlier ones")
+        if past is not None and not is_whole:
+            raise ValueError("past_kv_cache needs every layer: leave out start_at_layer and stop_at_layer")
+        if return_type in ("loss", "both"):
+            if n_new < 2:
+                raise ValueError("the next-token loss needs at least 2 tokens; 1 was given")
+            if self.cfg.d_vocab_out < self.cfg.d_vocab:
+                raise ValueError(
+                    f"no next-token loss: d_vocab_out={self.cfg.d_vocab_out} is less than d_vocab={self.cfg.d_vocab}"
+                )
+
+    def _run(self, *args: Any) -> Any:
+        """One pass: compiled where that was asked for and nobody listens."""
+        if self.is_observed():
+            # Not even a compiler around this call may trace it: hook points say nothing while they are compiled.
+            is_compiler_loaded = "torch._dynamo" in sys.modules
+            return torch.compiler.disable(self._pass)(*args) if is_compiler_loaded else self._pass(*args)
+        if self._compile_options is not None:
+            if self._compiled is None:
+                self._compiled = torch.compile(self._pass, fullgraph=True, **self._compile_options)
+            return self._compiled(*args)
+        return self._pass(*args)
+
+    def _pass(
+        self,
+        x: Tensor,
+        layers: tuple[int, int],
+        to_the_end: bool,
+        return_type: ReturnType,
+        loss_per_token: bool,
+        mask: Mask | None,
+        kv_cache: KVCache | None,
+    ) -> Any:
+        n_past, n_new = (kv_cache.length if kv_cache is not None else 0), x.shape[1]
+        where = positions(mask, n_past, n_new, x.device)
+        is_causal = self.cfg.attention_dir == "causal"
+        this = Pass(
+            rotation=rotation(self.cfg, where, self.dtype) if self.cfg.is_rotary else None,
+            mask=allowed_attention(mask, n_past, n_new, is_causal, x.device),
+            is_causal=is_causal and n_past == 0,
+            kv_cache=kv_cache,
+        )
+        resid = x if x.is_floating_point() else self.into_stream(x, where)
+        for layer in islice(self.blocks, *layers):
+            resid = layer(resid, this)
+        if not to_the_end:
+            return resid
+        final = self.ln_final(resid)
+        if return_type is None and not is_heard(self.unembed.hook_in, self.unembed.hook_out):
+            return None
+        logits = self.unembed(final)
+        if return_type is None or return_type == "logits":
+            return logits if return_type else None
+        new_mask = None if mask is None else mask[:, n_past:]
+        loss = next_token_loss(logits, x, new_mask, loss_per_token)
+        return loss if return_type == "loss" else (logits, loss)
+
+    def into_stream(self, tokens: Int[Tensor, "batch pos"], where: Int[Tensor, "#batch pos"]) -> Stream:
+        """What the tokens put into the stream before the first block."""
+        resid = self.hook_embed(self.embed(tokens))
+        if self.pos_embed is not None:
+            resid = resid + self.hook_pos_embed(self.pos_embed(where, resid.dtype).expand_as(resid))
+        return self.dropout(resid)
+
+    def run_with_cache(
+        self,
+        input: Tensor,
+        return_type: ReturnType = "logits",
+        *,
+        names_filter: Names | None = None,
+        pos_slice: PosSlice = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        incl_bwd: bool = False,
+        remove_batch_dim: bool = False,
+        loss_fn: Callable[[Any], Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        stop_at_layer: int | None = None,
+        start_at_layer: int | None = None,
+        past_kv_cache: KVCache | None = None,
+        fwd_hooks: Hooks = (),
+    ) -> tuple[Any, ActivationCache]:
+        """The model's output and an `ActivationCache` of what `names_filter` names.
+
+        By default all that is always computed, and attention scores and patterns. Positions, device and dtype are
+        applied as each activation is taken. With `incl_bwd` the loss (or `loss_fn` of the output) is differentiated,
+        and gradients are under `NAME_grad`; no parameter's `.grad` is touched.
+        """
+        fwd_hooks = list(fwd_hooks)
+        reach = {"start_at_layer": start_at_layer, "stop_at_layer": stop_at_layer}
+        names = self.hook_names(self._cached_by_default(**reach) if names_filter is None else names_filter)
+        self.check_reach([hook[0] for hook in fwd_hooks], **reach)
+        if names_filter is not None and not callable(names_filter):
+            self.check_reach([names_filter], **reach)
+        recording = Recording(pos_slice, device, dtype, attention_mask, keep_nodes=incl_bwd)
+        with (
+            self.hooks(fwd_hooks),
+            self.recording(names, recording.take, incl_bwd),
+            torch.set_grad_enabled(incl_bwd or torch.is_grad_enabled()),
+        ):
+            out = self(input, return_type, attention_mask=attention_mask, past_kv_cache=past_kv_cache, **reach)
+            if incl_bwd:
+                recording.differentiate(_scalar(out if loss_fn is None else loss_fn(out)))
+        tokens = torch.atleast_2d(input) if start_at_layer is None else None
+        cache = ActivationCache(
+            recording.taken, self, tokens=tokens, attention_mask=attention_mask, pos_slice=pos_slice
+        )
+        return out, cache.remove_batch_dim() if remove_batch_dim else cache
+
+    def _cached_by_default(self, start_at_layer: int | None, stop_at_layer: int | None) -> list[str]:
+        costly = ("hook_attn_scores", "hook_pattern")
+        always = [n for n, point in self.hook_dict.items() if not point.on_demand or n.endswith(costly)]
+        return [name for name in always if self._is_reached(name, start_at_layer, stop_at_layer)]
+
+    def _is_reached(self, name: str, start_at_layer: int | None, stop_at_layer: int | None) -> bool:
+        first, last = checked_layers(start_at_layer, stop_at_layer, self.cfg.n_layers)
+        if name.startswith("blocks."):
+            return first <= self.hook_dict[name].layer() < last
+        return start_at_layer is None if name in ("hook_embed", "hook_pos_embed") else stop_at_layer is None
+
+    def check_reach(
+        self,
+        names: Sequence[Names],
+        *,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        **_: Any,
+    ) -> None:
+        """Raise if a hook named exactly could not fire between these layers."""
+        listed = [n for entry in names if not callable(entry) for n in ([entry] if isinstance(entry, str) else entry)]
+        exact = [name for name in listed if name in self.hook_dict]
+        if missed := [name for name in exact if not self._is_reached(name, start_at_layer, stop_at_layer)]:
+            raise ValueError(
+                f"these hooks would never fire: {missed}; the call runs with "
+                f"start_at_layer={start_at_layer}, stop_at_layer={stop_at_layer}"
+            )
+
+    def describe_hooks(self) -> "Table":
+        """A table of every hook point: its name, axes and formula, and when it is computed."""
+        rows: dict[str, tuple[str, str, str]] = {}
+        for name, point in self.hook_dict.items():
+            shared = name.replace(f"blocks.{point.layer()}.", "blocks.{layer}.") if name.startswith("blocks.") else name
+            rows[shared] = (point.axes, "on demand" if point.on_demand else "always", point.formula)
+        header = ("name", "axes", "computed", "formula")
+        table = [header, *((name, *row) for name, row in rows.items())]
+        widths = [max(len(row[i]) for row in table) for i in range(3)]
+        return Table("\n".join("  ".join(c.ljust(w) for c, w in zip(row, [*widths, 0], strict=True)) for row in table))
+
+    def cache_size(self, tokens: Tensor, names_filter: Names | None = None) -> int:
+        """The bytes that `run_with_cache` would keep for these tokens."""
+        n_rows, n_pos = torch.atleast_2d(tokens).shape
+        cfg = self.cfg
+        sizes = {"batch": n_rows, "pos": n_pos, "query_pos": n_pos, "key_pos": n_pos, "1": 1}
+        sizes |= {"head": cfg.n_heads, "kv_head": cfg.n_key_value_heads, "d_head": cfg.d_head}
+        sizes |= {"d_model": cfg.d_model, "d_mlp": cfg.d_mlp, "d_vocab_out": cfg.d_vocab_out}
+        total = 0
+        for name in self.hook_names(self._cached_by_default(None, None) if names_filter is None else names_filter):
+            elements = 1
+            for axis in self.hook_dict[name].axes.split():
+                elements *= sizes[axis]
+            total += elements * (4 if name.endswith("hook_scale") and self.dtype.itemsize == 2 else self.dtype.itemsize)
+        return total
+
+    def check(self) -> "HookedGPT":
+        """Raise if a weight is not finite, naming the first."""
+        for name, parameter in self.named_parameters():
+            if not parameter.isfinite().all():
+                n_bad = int((~parameter.isfinite()).sum())
+                raise ValueError(f"{name} has {n_bad} of {parameter.numel()} values that are NaN or infinite")
+        return self
+
+    def compile(self, **options: Any) -> None:
+        """Compile the pass that nobody listens to, whole; a call with hooks, edits or a cache runs as it is."""
+        self._compile_options, self._compiled = options, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_compiled": None}  # compiled again where the copy is first called
+
+
+class Table(str):
+    """Text that a notebook shows as it is."""
+
+    __repr__ = str.__str__
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        given = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"incl_bwd differentiates one number: use return_type='loss' or give loss_fn; got {given}")
+    return loss.reshape(())

@@ -1,0 +1,76 @@
+"""LayerNorm and RMSNorm: one fused kernel while nobody listens, the paper's formula otherwise."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interp.config import GPTConfig
+from interp.hooks import HookPoint, is_heard
+
+Stream = Float[Tensor, "*batch pos d_model"]
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / scale * w + b, scale = sqrt(variance + eps)."""
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__()
+        has_gain = cfg.normalization_type in ("LN", "RMS")
+        empty = torch.empty(cfg.d_model, dtype=cfg.dtype, device=cfg.device)
+        self.w = nn.Parameter(empty) if has_gain else None
+        self.b = nn.Parameter(empty.clone()) if cfg.bias_norm else None
+        self.eps = cfg.eps
+        self.hook_scale = HookPoint("batch pos 1", "sqrt(variance(x) + eps)")
+        self.hook_normalized = HookPoint("batch pos d_model", "(x - mean(x)) / scale, before gain and bias")
+
+    def forward(self, x: Stream) -> Stream:
+        if not is_heard(self.hook_scale, self.hook_normalized):
+            return self.unheard(x)
+        exact = self.centred(x.float() if x.dtype.itemsize == 2 else x)  # half precision cannot hold a sum of squares
+        scale = self.hook_scale((exact.square().mean(-1, keepdim=True) + self.eps).sqrt())
+        normalized = self.hook_normalized((exact / scale).to(x.dtype))
+        return self.affine(normalized)
+
+    def unheard(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """The norm of any input, past the hook points."""
+        return F.layer_norm(x, x.shape[-1:], self.w, self.b, self.eps)
+
+    def centred(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        return x - x.mean(-1, keepdim=True)
+
+    def affine(self, normalized: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        scaled = normalized if self.w is None else normalized * self.w
+        return scaled if self.b is None else scaled + self.b
+
+
+class RMSNorm(LayerNorm):
+    """x / scale * w, scale = sqrt(mean(x²) + eps)."""
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__(cfg)
+        self.hook_scale.formula = "sqrt(mean(x²) + eps)"
+        self.hook_normalized.formula = "x / scale, before the gain"
+
+    def unheard(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        return F.rms_norm(x, x.shape[-1:], self.w, self.eps)
+
+    def centred(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        return x
+
+
+class NoNorm(nn.Identity):
+    """Where the configuration has no norm."""
+
+    def unheard(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        return x
+
+
+Norm = LayerNorm | NoNorm
+
+
+def norm(cfg: GPTConfig, exists: bool = True) -> Norm:
+    """A norm of the configured kind; the identity where there is none."""
+    if not exists or cfg.normalization_type is None:
+        return NoNorm()
+    return LayerNorm(cfg) if cfg.normalization_type.startswith("LN") else RMSNorm(cfg)
