@@ -25,8 +25,8 @@ Numbers = Float[Tensor, "component *batch_and_pos"]
 class ActivationCache(Mapping[str, Tensor]):
     """What one pass computed, in the order of computation.
 
-    Besides full names it knows short ones: `cache["pattern", 3]`, `cache["resid_post", -1]`, `cache["embed"]`,
-    `cache["scale", 0, "ln2"]`. It carries the pass's tokens and mask, so that the position -1 is each row's last real token.
+    It knows short names too: `cache["pattern", 3]`, `cache["resid_post", -1]`, `cache["embed"]`,
+    `cache["scale", 0, "ln2"]`. It carries the pass's tokens and mask, so that position -1 is the last real token.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class ActivationCache(Mapping[str, Tensor]):
             bias = bias + self._through(block.ln1_post, block.attn.b_O, f"blocks.{i}.ln1_post", pos_slice, is_bias=True)
             if i < last and expand_neurons and not cfg.attn_only:
                 bias = bias + self._through(
-                    block.ln2_post, block.mlp.b_out, f"blocks.{i}.ln2_post", pos_slice, is_bias=True
+                    getattr(block, "ln2_post", None), block.mlp.b_out, f"blocks.{i}.ln2_post", pos_slice, is_bias=True
                 )
         return self._stacked([*parts, bias], [*labels, "bias"], apply_ln, layer, mlp_input, pos_slice, return_labels)
 
@@ -367,7 +367,7 @@ class ActivationCache(Mapping[str, Tensor]):
             post = self._at(self["post", i, "mlp"], pos_slice)[..., indices.to(self["post", i, "mlp"].device)]
             values = block.mlp.W_out[indices.to(block.mlp.W_out.device)]
             result = einsum(post, values, "... neuron, neuron d_model -> neuron ... d_model")
-            parts += self._through(block.ln2_post, result, f"blocks.{i}.ln2_post", pos_slice)
+            parts += self._through(getattr(block, "ln2_post", None), result, f"blocks.{i}.ln2_post", pos_slice)
         return parts, [f"L{i}N{neuron}" for i in range(last) for neuron in indices.tolist()]
 
     def _with_remainder(

@@ -1,4 +1,4 @@
-"""The network written out literally, a head at a time, every quantity explicit: slow, and independent of `interp.model`.
+"""The network written out literally, a head at a time, every quantity explicit: slow, and apart from `interp.model`.
 
 It reads a model's configuration and its weights by their names in the theory, computes in the dtype of those weights,
 and knows an activation by its hook name, so that an edit here says what an edit of the hook point must do.

@@ -109,7 +109,7 @@ class Attention(nn.Module):
         keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
         scores = (queries / self.cfg.attn_scale) @ keys.transpose(-1, -2)
         if (allowed := this.allowed(scores)) is not None:
-            scores = scores.masked_fill(~allowed, -torch.inf)
+            scores.masked_fill_(~allowed, -torch.inf)  # in place: nobody has seen them yet
         scores = self.hook_attn_scores(scores)
         exact = torch.float32 if scores.dtype.itemsize == 2 else scores.dtype
         pattern = self.hook_pattern(scores.softmax(-1, dtype=exact).to(scores.dtype))
@@ -128,7 +128,9 @@ class Attention(nn.Module):
 
     def _by_head(self, rows: Float[Tensor, "rows ..."]) -> list[Float[Tensor, "head d_head ..."]]:
         """The rows of the fused matrix or bias that make q, k and v."""
-        return [part.unflatten(0, (-1, self.cfg.d_head)) for part in rows.split(self._qkv_sizes())]
+        n_q, n_k, _ = self._qkv_sizes()
+        parts = rows[:n_q], rows[n_q : n_q + n_k], rows[n_q + n_k :]  # slices: what `split` returns is not writable
+        return [part.unflatten(0, (-1, self.cfg.d_head)) for part in parts]
 
     @property
     def W_Q(self) -> Float[Tensor, "head d_model d_head"]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from interp.config import GPTConfig
 from interp.hooks import HookPoint
+from interp.model.linear import product
 
 Stream = Float[Tensor, "batch pos d_model"]
 Positions = Int[Tensor, "#batch pos"]
@@ -63,7 +64,7 @@ class Unembed(nn.Module):
         self.hook_out = HookPoint("batch pos d_vocab_out", "in W_U + b_U, the logits")
 
     def forward(self, x: Stream) -> Float[Tensor, "batch pos d_vocab_out"]:
-        return self.hook_out(F.linear(self.hook_in(x), self.W_U.T, self.bias))
+        return self.hook_out(product(self.hook_in(x), self.W_U.T, self.bias))
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab_out"]:

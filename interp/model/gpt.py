@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +14,7 @@ from interp.cache import ActivationCache, PosSlice, Recording
 from interp.config import GPTConfig
 from interp.hooks import HookPoint, Hooks, Names, is_heard
 from interp.model.attention import Pass
-from interp.model.block import block
+from interp.model.block import Block, block
 from interp.model.embed import Embed, LearnedPositions, SinusoidalPositions, Unembed
 from interp.model.init import init_weights
 from interp.model.inputs import (
@@ -56,7 +57,8 @@ class HookedGPT(StackedWeights):
         else:
             self.pos_embed = None
         self.dropout = nn.Dropout(cfg.dropout) if cfg.dropout else nn.Identity()
-        self.blocks = nn.ModuleList(block(cfg, layer) for layer in range(cfg.n_layers))
+        blocks = nn.ModuleList(block(cfg, layer) for layer in range(cfg.n_layers))
+        self.blocks = cast(Sequence[Block], blocks)  # typed by what most of them are
         self.ln_final = norm(cfg, exists=cfg.norm_position != "post")
         self.unembed = Unembed(cfg, self.embed)
         self._compile_options: dict[str, Any] | None = None
@@ -92,28 +94,41 @@ class HookedGPT(StackedWeights):
         `stop_at_layer=k` returns the stream before block k, `start_at_layer=k` takes it. `attention_mask` is True (or
         1) on real tokens `[batch pos]`; padding may stand left or right, and position 0 is the first real token.
         """
-        if torch.compiler.is_compiling():
-            # This is the door: who listens is read here, for each call. A compiler that traced it would fix the answer.
-            torch._dynamo.skip_frame("HookedGPT looks at its context outside of what is compiled")
+        if torch.compiler.is_compiling():  # by a compiler around this model: it may have what the door lets through
+            torch._dynamo.skip_frame("HookedGPT reads its context outside of what is compiled")
+        layers = (start_at_layer, stop_at_layer)
+        admitted = _uncompiled(HookedGPT._door)(self, input, return_type, attention_mask, past_kv_cache, layers)
+        run, x, mask, between = admitted
+        return run(x, between, stop_at_layer is None, return_type, loss_per_token, mask, past_kv_cache)
+
+    def _door(
+        self,
+        input: Tensor,
+        return_type: ReturnType,
+        attention_mask: Tensor | None,
+        past: KVCache | None,
+        layers: tuple[int | None, int | None],
+    ) -> tuple[Callable[..., Any], Tensor, Mask | None, tuple[int, int]]:
+        """Check a call, and choose how it runs. A compiler that traced this would fix for ever who listens."""
         if return_type not in ("logits", "loss", "both", None):
             raise ValueError(f"return_type={return_type!r}; allowed: 'logits', 'loss', 'both', None")
-        layers = checked_layers(start_at_layer, stop_at_layer, self.cfg.n_layers)
-        is_whole = start_at_layer is None and stop_at_layer is None
-        if start_at_layer is None:
-            x = checked_tokens(input, self.cfg, self.device)
-        else:
-            x = checked_resid(input, self.cfg, self.device)
+        between = checked_layers(*layers, self.cfg.n_layers)
+        checked = checked_tokens if layers[0] is None else checked_resid
+        x = checked(input, self.cfg, self.device)
         n_rows, n_new = x.shape[:2]
-        self._check_lengths(n_new, return_type if is_whole else None, past_kv_cache, is_whole)
-        if return_type in ("loss", "both") and not is_whole and stop_at_layer is None:
-            raise ValueError(f"return_type={return_type!r} needs tokens; start_at_layer gives a residual stream alone")
-        mask = checked_mask(attention_mask, n_rows, n_new, past_kv_cache, self.device)
-        out = self._run(x, layers, is_whole or stop_at_layer is None, return_type, loss_per_token, mask, past_kv_cache)
-        if past_kv_cache is not None:
-            past_kv_cache.commit(n_new, mask)
-        return out
+        self._check_lengths(n_new, past, is_whole=layers == (None, None))
+        if return_type in ("loss", "both") and layers[1] is None:
+            self._check_loss(n_new, has_tokens=layers[0] is None)
+        mask = checked_mask(attention_mask, n_rows, n_new, past, self.device)
+        if past is not None:
+            run = partial(_uncompiled(HookedGPT._pass_and_remember), self)
+        elif self.is_observed():
+            run = partial(_uncompiled(HookedGPT._pass), self)  # hook points say nothing while they are compiled
+        else:
+            run = self._pass if self._compile_options is None else self._compiled_pass()
+        return run, x, mask, between
 
-    def _check_lengths(self, n_new: int, return_type: ReturnType, past: KVCache | None, is_whole: bool) -> None:
+    def _check_lengths(self, n_new: int, past: KVCache | None, is_whole: bool) -> None:
         n_past = 0 if past is None else past.length
         if n_past + n_new > self.cfg.n_ctx:
             after = f" after {n_past} in the KV cache" if n_past else ""
@@ -122,25 +137,26 @@ class HookedGPT(StackedWeights):
             raise ValueError("past_kv_cache needs attention_dir='causal': here later tokens change earlier ones")
         if past is not None and not is_whole:
             raise ValueError("past_kv_cache needs every layer: leave out start_at_layer and stop_at_layer")
-        if return_type in ("loss", "both"):
-            if n_new < 2:
-                raise ValueError("the next-token loss needs at least 2 tokens; 1 was given")
-            if self.cfg.d_vocab_out < self.cfg.d_vocab:
-                raise ValueError(
-                    f"no next-token loss: d_vocab_out={self.cfg.d_vocab_out} is less than d_vocab={self.cfg.d_vocab}"
-                )
 
-    def _run(self, *args: Any) -> Any:
-        """One pass: compiled where that was asked for and nobody listens."""
-        if self.is_observed():
-            # Not even a compiler around this call may trace it: hook points say nothing while they are compiled.
-            is_compiler_loaded = "torch._dynamo" in sys.modules
-            return torch.compiler.disable(self._pass)(*args) if is_compiler_loaded else self._pass(*args)
-        if self._compile_options is not None:
-            if self._compiled is None:
-                self._compiled = torch.compile(self._pass, fullgraph=True, **self._compile_options)
-            return self._compiled(*args)
-        return self._pass(*args)
+    def _check_loss(self, n_new: int, has_tokens: bool) -> None:
+        if not has_tokens:
+            raise ValueError("the next-token loss needs tokens; start_at_layer gives a residual stream alone")
+        if n_new < 2:
+            raise ValueError("the next-token loss needs at least 2 tokens; 1 was given")
+        if self.cfg.d_vocab_out < self.cfg.d_vocab:
+            sizes = f"d_vocab_out={self.cfg.d_vocab_out} is less than d_vocab={self.cfg.d_vocab}"
+            raise ValueError(f"no next-token loss: {sizes}")
+
+    def _compiled_pass(self) -> Callable[..., Any]:
+        if self._compiled is None:
+            self._compiled = torch.compile(self._pass, fullgraph=True, **(self._compile_options or {}))
+        return self._compiled
+
+    def _pass_and_remember(self, x: Tensor, *args: Any) -> Any:
+        out = self._pass(x, *args)
+        *_, mask, kv_cache = args
+        kv_cache.commit(x.shape[1], mask)
+        return out
 
     def _pass(
         self,
@@ -296,6 +312,16 @@ class HookedGPT(StackedWeights):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_compiled": None}  # compiled again where the copy is first called
+
+
+@lru_cache
+def _disabled(fn: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compiler.disable(fn)
+
+
+def _uncompiled(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, hidden from a compiler that may surround this call. (Asking for one that is not there would load it.)"""
+    return _disabled(fn) if "torch._dynamo" in sys.modules else fn
 
 
 class Table(str):

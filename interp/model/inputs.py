@@ -8,7 +8,7 @@ from torch import Tensor
 from interp.config import GPTConfig
 from interp.model.kv_cache import KVCache
 
-Mask = Bool[Tensor, "batch pos"]
+Mask = Bool[Tensor, "batch key_pos"]  # True where a token is real; keys are those of the past and the new ones
 
 
 def checked_tokens(tokens: object, cfg: GPTConfig, device: torch.device) -> Int[Tensor, "batch pos"]:
@@ -106,7 +106,7 @@ def allowed_attention(
 def next_token_loss(
     logits: Float[Tensor, "batch pos d_vocab_out"],
     tokens: Int[Tensor, "batch pos"],
-    mask: Mask | None,
+    mask: Bool[Tensor, "batch pos"] | None,
     per_token: bool,
 ) -> Float[Tensor, ""] | Float[Tensor, "batch pos-1"]:
     """Cross-entropy of each next token, where both it and the token it follows are real."""

@@ -1,14 +1,36 @@
-"""A matrix product whose weights the model draws itself."""
+"""The matrix product, by the fastest kernel there is."""
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from interp.config import GPTConfig
+
+# On a CPU, torch's own product of few rows uses one core. oneDNN's took 1/1.1 (512 rows) to 1/3 (2 rows) of its time on
+# GPT-2's matrices in float32; below 2**16 weights its set-up costs more than it saves. It has no backward.
+_onednn = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
+_WORTHWHILE = 2**16
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x weightᵀ + bias."""
+    if (
+        _onednn is not None
+        and weight.numel() >= _WORTHWHILE
+        and x.is_cpu
+        and x.dtype == weight.dtype == torch.float32
+        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    ):
+        return _onednn(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
 
 
 class Linear(nn.Linear):
     """`nn.Linear` left unfilled: `HookedGPT.init_weights` or a checkpoint fills it.
 
-    Stored as `[out, in]`: from two rows on the faster layout here, and the one most checkpoints have.
+    Stored as `[out, in]`, as most checkpoints are.
     """
 
     def __init__(self, cfg: GPTConfig, n_in: int, n_out: int, bias: bool) -> None:
@@ -16,3 +38,6 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        return product(input, self.weight, self.bias)

@@ -1,7 +1,7 @@
 """The weights under their names in the theory, stacked over layers, and their gradients."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from interp.config import GPTConfig
 from interp.hooks import HookedModule
+from interp.model.block import Block
 from interp.model.embed import Embed, Unembed
+from interp.model.mlp import GatedMLP
 
 
 class StackedWeights(HookedModule):
@@ -23,7 +25,7 @@ class StackedWeights(HookedModule):
     embed: Embed
     pos_embed: Any
     unembed: Unembed
-    blocks: nn.ModuleList
+    blocks: Sequence[Block]
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
@@ -79,7 +81,7 @@ class StackedWeights(HookedModule):
 
     @property
     def W_gate(self) -> Float[Tensor, "layer d_model d_mlp"]:
-        return self._stack(lambda block: block.mlp.W_gate)
+        return self._stack(lambda block: cast(GatedMLP, block.mlp).W_gate)
 
     @property
     def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
@@ -110,7 +112,7 @@ class StackedWeights(HookedModule):
             return None
         return stored.grad.as_strided(weight.shape, weight.stride(), weight.storage_offset())
 
-    def _stack(self, view: Callable[[Any], Tensor | None], *zeros: int) -> Tensor:
+    def _stack(self, view: Callable[[Block], Tensor | None], *zeros: int) -> Tensor:
         views = [view(block) for block in self.blocks]
         found = [self.W_E.new_zeros(zeros) if weight is None else weight for weight in views]
         return torch.stack(found)

@@ -95,7 +95,7 @@ def test_parameter_gradients_equal_the_literal_networks(name: str) -> None:
 
     reference = gradients(Reference(model, tokens).logits)
     floor = 1e-6 * sum(g.norm() ** 2 for g in reference) ** 0.5
-    everything = lambda _: True  # noqa: E731
+    everything = lambda _: True
     for logits in (model(tokens), model.run_with_cache(tokens, names_filter=everything)[0]):
         for ours, theirs in zip(gradients(logits), reference, strict=True):
             assert (ours - theirs).norm() <= 1e-4 * theirs.norm() + floor
@@ -120,7 +120,7 @@ def test_the_gradient_of_a_split_input_is_that_of_its_own_path() -> None:
     names = [
         f"blocks.1.hook_{n}" for n in ("resid_pre", "attn_in", "q_input", "k_input", "v_input", "mlp_in", "resid_mid")
     ]
-    loss = lambda logits: logits.square().sum()  # noqa: E731
+    loss = lambda logits: logits.square().sum()
     _, cache = model.run_with_cache(tokens, names_filter=names, incl_bwd=True, loss_fn=loss)
     step = torch.randn(3, 7, 14, dtype=torch.float64)
     for name in ("q_input", "k_input", "v_input", "attn_in", "mlp_in"):
@@ -128,7 +128,7 @@ def test_the_gradient_of_a_split_input_is_that_of_its_own_path() -> None:
         delta = step[:, :, None] if name != "mlp_in" else step
 
         def moved(sign: int, name: str = name, delta: Tensor = delta, size: float = size) -> Tensor:
-            hook = lambda x, hook: x + sign * size * delta  # noqa: E731
+            hook = lambda x, hook: x + sign * size * delta
             return loss(model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.1.hook_{name}", hook)]))
 
         slope = (moved(1) - moved(-1)) / (2 * size)
@@ -141,7 +141,7 @@ def test_the_gradient_of_a_split_input_is_that_of_its_own_path() -> None:
 def test_editing_a_norm_that_split_inputs_bypass_is_refused() -> None:
     model = variant("gptj")
     tokens = some_tokens()
-    double = lambda x, hook: 2 * x  # noqa: E731
+    double = lambda x, hook: 2 * x
     for apart in ("hook_attn_in", "hook_q_input", "hook_mlp_in"):
         with pytest.raises(ValueError, match=rf"blocks.1.ln1.hook_scale.*blocks.1.{apart}"):
             model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.ln1.hook_scale", double), (f"blocks.1.{apart}", double)])
