@@ -16,6 +16,7 @@ lint: $(INSTALLED)
 	$(BIN)/pyright
 
 bench: $(INSTALLED)
+	$(BIN)/python -m tests.bench.imports
 	$(BIN)/python -m tests.bench.model
 
 # torch first and pinned: asked for by range, it could arrive as another build, gigabytes larger.

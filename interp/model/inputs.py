@@ -24,7 +24,7 @@ def checked_tokens(tokens: object, cfg: GPTConfig, device: torch.device) -> Int[
     if tokens.numel() == 0:
         raise ValueError(f"input is empty: shape {list(tokens.shape)}; give at least one token")
     if tokens.device.type == "cpu":  # elsewhere the look-up itself refuses: reading the range here would wait for it
-        low, high = tokens.min().item(), tokens.max().item()
+        low, high = (bound.item() for bound in tokens.aminmax())
         if low < 0 or high >= cfg.d_vocab:
             culprit = low if low < 0 else high
             raise ValueError(f"token id {culprit} is out of range: d_vocab={cfg.d_vocab} allows 0 to {cfg.d_vocab - 1}")
