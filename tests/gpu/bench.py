@@ -2,10 +2,42 @@
 
 import torch
 import transformers
+from torch import Tensor, nn
 
+from interp import HookedGPT
 from tests.bench.model import SMALL, TINY, forward_and_backward, one_token_step
 from tests.bench.timing import in_turn, report
 from tests.huggingface import from_gpt2, hf_gpt2
+
+
+def compare(ours: HookedGPT, theirs: nn.Module, tokens: Tensor) -> None:
+    size = f"{str(ours.dtype).removeprefix('torch.')} {' × '.join(map(str, tokens.shape))}"
+    rivals = {
+        "theirs": lambda: theirs(tokens, use_cache=False).logits,
+        "ours": lambda: ours(tokens),
+        "resid": lambda: ours.run_with_cache(tokens, names_filter="*hook_resid_post"),
+        "default": lambda: ours.run_with_cache(tokens),
+    }
+    with torch.no_grad():
+        times = in_turn(rivals, rounds=15)
+    report(f"forward, {size}, against Hugging Face", times["ours"], times["theirs"], 1.05)
+    report(f"run_with_cache of every resid_post, {size}, against forward", times["resid"], times["ours"], 1.05)
+    report(f"run_with_cache by default, {size}, against forward", times["default"], times["ours"], 1.5)
+    learning = {
+        "theirs": lambda: forward_and_backward(theirs, theirs(tokens, labels=tokens, use_cache=False).loss),
+        "ours": lambda: forward_and_backward(ours, ours(tokens, "loss")),
+    }
+    times = in_turn(learning, rounds=10)
+    report(f"forward and backward, {size}, against Hugging Face", times["ours"], times["theirs"], 1.05)
+
+
+def compare_compiled(ours: HookedGPT, theirs: nn.Module, tokens: Tensor) -> None:
+    ours.compile()
+    compiled = torch.compile(theirs)
+    rivals = {"theirs": lambda: compiled(tokens, use_cache=False).logits, "ours": lambda: ours(tokens)}
+    with torch.no_grad():
+        times = in_turn(rivals, rounds=15)
+    report(f"compiled forward, {ours.dtype}, against Hugging Face", times["ours"], times["theirs"], 1.05)
 
 
 def main() -> None:
@@ -14,39 +46,12 @@ def main() -> None:
     print(f"{where}, torch {torch.__version__}, transformers {transformers.__version__}; medians: ours, theirs, ratio")
     for dtype in (torch.float32, torch.bfloat16):
         theirs = hf_gpt2(**SMALL).to("cuda", dtype)
-        ours = from_gpt2(theirs.cpu()).to("cuda")
-        theirs = theirs.to("cuda")
-        for batch, pos in ((4, 128), (16, 1024)):
-            tokens = torch.randint(0, ours.cfg.d_vocab, (batch, pos), device="cuda")
-            size = f"{str(dtype).removeprefix('torch.')} {batch} × {pos}"
-            rivals = {
-                "theirs": lambda tokens=tokens, theirs=theirs: theirs(tokens, use_cache=False).logits,
-                "ours": lambda tokens=tokens, ours=ours: ours(tokens),
-                "resid": lambda tokens=tokens, ours=ours: ours.run_with_cache(tokens, names_filter="*hook_resid_post"),
-                "default": lambda tokens=tokens, ours=ours: ours.run_with_cache(tokens),
-            }
-            with torch.no_grad():
-                times = in_turn(rivals, rounds=15)
-            report(f"forward, {size}, against Hugging Face", times["ours"], times["theirs"], 1.05)
-            report(f"run_with_cache of every resid_post, {size}, against forward", times["resid"], times["ours"], 1.05)
-            report(f"run_with_cache by default, {size}, against forward", times["default"], times["ours"], 1.5)
-            learning = {
-                "theirs": lambda tokens=tokens, theirs=theirs: forward_and_backward(
-                    theirs, theirs(tokens, labels=tokens, use_cache=False).loss
-                ),
-                "ours": lambda tokens=tokens, ours=ours: forward_and_backward(ours, ours(tokens, "loss")),
-            }
-            times = in_turn(learning, rounds=10)
-            report(f"forward and backward, {size}, against Hugging Face", times["ours"], times["theirs"], 1.05)
+        ours = from_gpt2(theirs).cuda()
+        for shape in ((4, 128), (16, 1024)):
+            compare(ours, theirs, torch.randint(0, ours.cfg.d_vocab, shape, device="cuda"))
         times = one_token_step(ours, theirs, 512)
         report(f"one token after 512, {dtype}, against Hugging Face", times["ours"], times["theirs"], 1.05)
-        tokens = torch.randint(0, ours.cfg.d_vocab, (4, 128), device="cuda")
-        ours.compile()
-        compiled = torch.compile(theirs)
-        with torch.no_grad():
-            rivals = {"theirs": lambda: compiled(tokens, use_cache=False).logits, "ours": lambda: ours(tokens)}
-            times = in_turn(rivals, rounds=15)
-        report(f"compiled forward, {dtype} 4 × 128, against Hugging Face", times["ours"], times["theirs"], 1.05)
+        compare_compiled(ours, theirs, torch.randint(0, ours.cfg.d_vocab, (4, 128), device="cuda"))
     theirs = hf_gpt2(**TINY).cuda()
     ours = from_gpt2(theirs).cuda()
     tokens = torch.randint(0, ours.cfg.d_vocab, (1, 16), device="cuda")
