@@ -11,7 +11,24 @@ Normalization = Literal["LN", "LNPre", "RMS", "RMSPre"]
 NormPosition = Literal["pre", "post", "output", "both"]
 PositionalEmbedding = Literal["standard", "sinusoidal", "rotary"]
 AttentionDirection = Literal["causal", "bidirectional"]
+AttentionType = Literal["global", "local"]
 InitMode = Literal["gpt2", "xavier", "kaiming", "mup"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Rotary angles made slower, so that a model reads further than it was first trained to.
+
+    "linear" divides every frequency by `factor`. "llama3" does so for wavelengths beyond n / low_freq_factor, leaves
+    those within n / high_freq_factor, and blends in between; n is `original_n_ctx`.
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_n_ctx: int = 8192
+
 
 DTYPES = {
     "float64": torch.float64,
@@ -53,12 +70,18 @@ class GPTConfig:
     positional_embedding_type: PositionalEmbedding | None = "standard"
     rotary_dim: int = _DERIVED  # d_head; fewer: only the first coordinates turn; 0 without rotary
     rotary_base: float = 10_000.0
-    rotary_adjacent_pairs: bool = (
-        False  # turn coordinates (0, 1), (2, 3) … (GPT-J) rather than (0, r/2), (1, r/2 + 1) …
-    )
+    rotary_adjacent_pairs: bool = False  # turn coordinates (0, 1), (2, 3) … (GPT-J), not (0, r/2), (1, r/2 + 1) …
+    rope_scaling: RopeScaling | None = None
+    embed_scale: float = 1.0  # token embeddings are multiplied by it (Gemma: sqrt(d_model))
 
     attention_dir: AttentionDirection = "causal"
     attn_scale: float = _DERIVED  # attention scores are divided by it: sqrt(d_head)
+    window_size: int | None = None  # "local" layers look back over so many positions, the query's own included
+    attn_types: tuple[AttentionType, ...] | None = None  # one a layer; None: all local where there is a window
+    attn_scores_soft_cap: float | None = None  # cap * tanh(scores / cap)
+    output_logits_soft_cap: float | None = None
+    use_qk_norm: bool = False  # queries and keys pass an RMSNorm before they turn
+    qk_norm_over_width: bool = False  # ... over all heads together (OLMo 2) rather than in each head (Qwen 3)
 
     bias_qkv: bool = True
     bias_attn_out: bool = True
@@ -86,6 +109,10 @@ class GPTConfig:
     def has_grouped_queries(self) -> bool:
         return self.n_key_value_heads != self.n_heads
 
+    def is_local(self, layer: int) -> bool:
+        """Whether a layer's attention looks no further back than the window."""
+        return self.window_size is not None and (self.attn_types is None or self.attn_types[layer] == "local")
+
     @property
     def is_rotary(self) -> bool:
         return self.positional_embedding_type == "rotary"
@@ -106,7 +133,12 @@ class GPTConfig:
         dtype = values.get("dtype", "float32")
         if dtype not in DTYPES:
             raise ValueError(f"unknown dtype {dtype!r}; allowed: {list(DTYPES)}")
-        return cls(**{**values, "dtype": DTYPES[dtype]})
+        converted: dict[str, Any] = {"dtype": DTYPES[dtype]}
+        if values.get("rope_scaling") is not None:
+            converted["rope_scaling"] = RopeScaling(**values["rope_scaling"])
+        if values.get("attn_types") is not None:
+            converted["attn_types"] = tuple(values["attn_types"])
+        return cls(**{**values, **converted})
 
 
 _REQUIRED = ("n_layers", "d_model", "n_heads", "n_ctx", "d_vocab")
@@ -119,6 +151,8 @@ def _type_faults(cfg: GPTConfig) -> list[str]:
         field = GPTConfig.__dataclass_fields__[name]
         if value is None and field.default is None:
             continue
+        if name == "attn_types":
+            continue
         choices = [arg for part in (get_args(expected) or (expected,)) for arg in (get_args(part) or (part,))]
         if all(isinstance(choice, str) or choice is type(None) for choice in choices):
             allowed = [None if choice is type(None) else choice for choice in choices]
@@ -128,6 +162,9 @@ def _type_faults(cfg: GPTConfig) -> list[str]:
         kinds = tuple(int | float if choice is float else choice for choice in choices)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             faults.append(f"{name}={value!r} is a {type(value).__name__}; it must be {expected}")
+    for attn_type in cfg.attn_types or ():
+        if attn_type not in get_args(AttentionType):
+            faults.append(f"attn_types has {attn_type!r}; allowed: {list(get_args(AttentionType))}")
     if not faults and cfg.dtype not in DTYPES.values():
         faults.append(f"dtype={cfg.dtype}; allowed: {list(DTYPES.values())}")
     return faults
@@ -164,7 +201,9 @@ def _size_faults(cfg: GPTConfig) -> list[str]:
         "n_key_value_heads",
         "d_vocab_out",
     ]
-    positive = [*sizes, "eps", "attn_scale", "initializer_range"] + ([] if cfg.attn_only else ["d_mlp"])
+    positive = [*sizes, "eps", "attn_scale", "initializer_range", "embed_scale"] + ([] if cfg.attn_only else ["d_mlp"])
+    optional = ["window_size", "attn_scores_soft_cap", "output_logits_soft_cap"]
+    positive += [name for name in optional if getattr(cfg, name) is not None]
     faults = [f"{name}={getattr(cfg, name)}; it must be positive" for name in positive if not getattr(cfg, name) > 0]
     if not 0 <= cfg.dropout < 1:
         faults.append(f"dropout={cfg.dropout}; it must be at least 0 and less than 1")
@@ -174,6 +213,10 @@ def _size_faults(cfg: GPTConfig) -> list[str]:
         faults.append(f"rotary_dim={cfg.rotary_dim}; it must be even and between 2 and d_head={cfg.d_head}")
     if cfg.tie_word_embeddings and cfg.d_vocab_out != cfg.d_vocab:
         faults.append(f"tie_word_embeddings with d_vocab={cfg.d_vocab} but d_vocab_out={cfg.d_vocab_out}")
+    if cfg.attn_types is not None and len(cfg.attn_types) != cfg.n_layers:
+        faults.append(f"attn_types names {len(cfg.attn_types)} layers; n_layers={cfg.n_layers}")
+    if cfg.window_size is not None and cfg.attention_dir == "bidirectional":
+        faults.append("window_size needs attention_dir='causal'")
     if cfg.parallel_attn_mlp and cfg.norm_position != "pre":
         faults.append(f"parallel_attn_mlp needs norm_position='pre', not {cfg.norm_position!r}")
     return faults
@@ -182,12 +225,14 @@ def _size_faults(cfg: GPTConfig) -> list[str]:
 def _idle_faults(cfg: GPTConfig) -> list[str]:
     """Choices that would change nothing."""
     mlp = ["d_mlp", "act_fn", "gated_mlp", "bias_mlp", "parallel_attn_mlp"]
-    rotary = ["rotary_dim", "rotary_base", "rotary_adjacent_pairs"]
+    rotary = ["rotary_dim", "rotary_base", "rotary_adjacent_pairs", "rope_scaling"]
     idle = {
         "attn_only has no MLP": mlp if cfg.attn_only else [],
         "the positions are not rotary": [] if cfg.is_rotary else rotary,
         "there is no norm": [] if cfg.normalization_type else ["norm_position", "eps", "parallel_shared_norm"],
         "only 'LN' has a norm bias": [] if cfg.normalization_type == "LN" else ["bias_norm"],
+        "there is no window": [] if cfg.window_size else ["attn_types"],
+        "queries and keys are not normed": [] if cfg.use_qk_norm else ["qk_norm_over_width"],
         "attention and MLP are not parallel": [] if cfg.parallel_attn_mlp else ["parallel_shared_norm"],
     }
     neutral = {"d_mlp": 0, "rotary_dim": 0, "bias_mlp": False, "bias_norm": False}

@@ -59,7 +59,7 @@ class Reference:
 
     def run(self, tokens: Tensor) -> Tensor:
         cfg, model = self.cfg, self.model
-        resid = self.hook("hook_embed", model.W_E[tokens])
+        resid = self.hook("hook_embed", cfg.embed_scale * model.W_E[tokens])
         if cfg.positional_embedding_type == "standard":
             resid = resid + self.hook("hook_pos_embed", model.W_pos[self.place])
         if cfg.positional_embedding_type == "sinusoidal":
@@ -68,7 +68,11 @@ class Reference:
             resid = self.block(layer, resid)
         final = resid if cfg.norm_position == "post" else self.norm("ln_final", model.ln_final, resid)
         final = self.hook("unembed.hook_in", final)
-        return self.hook("unembed.hook_out", final @ model.W_U + model.b_U)
+        logits = self.hook("unembed.hook_out", final @ model.W_U + model.b_U)
+        return logits if cfg.output_logits_soft_cap is None else self.capped(logits, cfg.output_logits_soft_cap)
+
+    def capped(self, x: Tensor, cap: float) -> Tensor:
+        return cap * (1 - 2 / (torch.exp(2 * x / cap) + 1))
 
     def waves(self, like: Tensor) -> Tensor:
         out = torch.zeros_like(like)
@@ -146,6 +150,9 @@ class Reference:
                 columns.append(read @ W[head] + (0 if b is None else b[head]))
             heads[x] = self.hook(f"{name}.attn.hook_{x}", torch.stack(columns, 2))
         q, k, v = heads["q"], heads["k"], heads["v"]
+        if cfg.use_qk_norm:
+            q = self.head_norm(f"{name}.attn.q_norm", attn.q_norm.w, q)
+            k = self.head_norm(f"{name}.attn.k_norm", attn.k_norm.w, k)
         if cfg.positional_embedding_type == "rotary":
             q = self.hook(f"{name}.attn.hook_rot_q", self.turned(q))
             k = self.hook(f"{name}.attn.hook_rot_k", self.turned(k))
@@ -154,12 +161,15 @@ class Reference:
         for head in range(n_heads):
             kv = head // (n_heads // n_kv)
             s = torch.einsum("bqd,bkd->bqk", q[:, :, head], k[:, :, kv]) / cfg.attn_scale
+            s = s if cfg.attn_scores_soft_cap is None else self.capped(s, cfg.attn_scores_soft_cap)
             allowed = torch.zeros(n_rows, n_pos, n_pos, dtype=torch.bool)
             for row in range(n_rows):
                 for i in range(n_pos):
                     for j in range(n_pos):
                         seen = self.mask[row, i] and self.mask[row, j]
                         seen = seen and (j <= i or cfg.attention_dir == "bidirectional")
+                        if cfg.window_size and (cfg.attn_types is None or cfg.attn_types[layer] == "local"):
+                            seen = seen and i - j < cfg.window_size
                         allowed[row, i, j] = bool(seen) or i == j
             scores.append(torch.where(allowed, s, torch.full_like(s, -math.inf)))
         scores = self.hook(f"{name}.attn.hook_attn_scores", torch.stack(scores, 1))
@@ -171,6 +181,24 @@ class Reference:
         result = self.hook(f"{name}.attn.hook_result", result)
         return sum(result[:, :, h] for h in range(n_heads)) + (0 if attn.b_O is None else attn.b_O)
 
+    def head_norm(self, name: str, w: Tensor, x: Tensor) -> Tensor:
+        over = (2, 3) if self.cfg.qk_norm_over_width else 3
+        scale = self.hook(f"{name}.hook_scale", torch.sqrt((x**2).mean(over, keepdim=True) + self.cfg.eps))
+        return self.hook(f"{name}.hook_normalized", x / scale) * w
+
+    def slowed(self, frequency: float) -> float:
+        scaling = self.cfg.rope_scaling
+        if scaling is None:
+            return frequency
+        wavelength = 2 * math.pi / frequency
+        if scaling.kind == "linear" or wavelength > scaling.original_n_ctx / scaling.low_freq_factor:
+            return frequency / scaling.factor
+        if wavelength < scaling.original_n_ctx / scaling.high_freq_factor:
+            return frequency
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        smooth = (scaling.original_n_ctx / wavelength - low) / (high - low)
+        return (1 - smooth) * frequency / scaling.factor + smooth * frequency
+
     def turned(self, x: Tensor) -> Tensor:
         """Each pair of coordinates as a complex number, multiplied by exp(i · angle)."""
         cfg = self.cfg
@@ -178,7 +206,7 @@ class Reference:
         n_pairs = cfg.rotary_dim // 2
         for pair in range(n_pairs):
             a, b = (2 * pair, 2 * pair + 1) if cfg.rotary_adjacent_pairs else (pair, pair + n_pairs)
-            angle = self.place.to(x.dtype) * cfg.rotary_base ** (-2 * pair / cfg.rotary_dim)
+            angle = self.place.to(x.dtype) * self.slowed(cfg.rotary_base ** (-2 * pair / cfg.rotary_dim))
             turned = torch.complex(x[..., a], x[..., b]) * torch.exp(1j * angle)[..., None]
             out = torch.cat((out[..., :a], turned.real[..., None], out[..., a + 1 :]), -1)
             out = torch.cat((out[..., :b], turned.imag[..., None], out[..., b + 1 :]), -1)

@@ -125,6 +125,11 @@ def test_check_names_the_first_weight_that_is_not_finite(model: HookedGPT, value
         ("gpt2", {"rotary_base": 5.0}, "rotary_base=5.0 would have no effect: the positions are not rotary"),
         ("gpt2", {"parallel_shared_norm": True}, "attention and MLP are not parallel"),
         ("gpt2", {"normalization_type": None, "eps": 0.1}, "eps=0.1 would have no effect: there is no norm"),
+        ("gemma2", {"window_size": None}, "would have no effect: there is no window"),
+        ("gemma2", {"attn_types": ("local",)}, "attn_types names 1 layers; n_layers=2"),
+        ("gemma2", {"attn_types": ("local", "far")}, "attn_types has 'far'; allowed: ['global', 'local']"),
+        ("encoder", {"window_size": 3}, "window_size needs attention_dir='causal'"),
+        ("gpt2", {"qk_norm_over_width": True}, "queries and keys are not normed"),
         ("gptj", {"rotary_dim": 3}, "rotary_dim=3; it must be even"),
         ("gptj", {"rotary_dim": 6}, "between 2 and d_head=5"),
         ("gptj", {"norm_position": "post"}, "parallel_attn_mlp needs norm_position='pre'"),
@@ -147,7 +152,7 @@ def test_all_faults_of_a_config_are_in_one_error() -> None:
 
 
 def test_a_config_goes_through_json_unchanged() -> None:
-    for name in ("gpt2", "llama", "attn_only", "sandwich"):
+    for name in ("gpt2", "llama", "attn_only", "gemma2"):
         cfg = config(name, dtype=torch.bfloat16)
         assert GPTConfig.from_dict(json.loads(json.dumps(cfg.to_dict()))) == cfg
 

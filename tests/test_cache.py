@@ -162,7 +162,8 @@ def test_a_heads_result_is_what_the_hook_sees(model: HookedGPT) -> None:
 @pytest.mark.parametrize("name", PLAIN_SUMS)
 def test_logit_attributions_sum_to_the_logit(name: str) -> None:
     model = variant(name, torch.float64)
-    logits, cache = model.run_with_cache(TOKENS)
+    _, cache = model.run_with_cache(TOKENS)
+    logits = cache["unembed.hook_out"]  # before any soft cap
     constant = model.b_U
     if getattr(model.ln_final, "b", None) is not None:
         constant = constant + model.ln_final.b @ model.W_U

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from interp import GPTConfig, HookedGPT
+from interp.config import RopeScaling
 
 SIZES: dict[str, Any] = {
     "n_layers": 2,
@@ -49,6 +50,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sandwich": {"norm_position": "both", "n_heads": 4, "n_key_value_heads": 1, "d_head": 3, "gated_mlp": True}
     | ROTARY
     | {"rotary_dim": 2, "act_fn": "gelu_pytorch_tanh", "attn_scale": 3.5},
+    "qwen3": GROUPED
+    | NO_BIAS
+    | ROTARY
+    | {"normalization_type": "RMS", "use_qk_norm": True}
+    | {"rope_scaling": RopeScaling(kind="linear", factor=2.5), "window_size": 3},
+    "gemma2": GROUPED
+    | NO_BIAS
+    | ROTARY
+    | {"normalization_type": "RMS", "norm_position": "both", "gated_mlp": True}
+    | {"embed_scale": 3.7, "window_size": 4, "attn_types": ("local", "global"), "attn_scores_soft_cap": 2.0}
+    | {"output_logits_soft_cap": 1.5, "rope_scaling": RopeScaling(kind="llama3", factor=8.0, original_n_ctx=9)},
+    "width_norm": GROUPED | {"use_qk_norm": True, "qk_norm_over_width": True, "window_size": 5},
     "output_ln": {"norm_position": "output"},
     "attn_only": {"attn_only": True, "normalization_type": None, "positional_embedding_type": None},
     "attn_only_post": {"attn_only": True, "norm_position": "post", "bias_norm": False},

@@ -12,6 +12,7 @@ from interp.config import GPTConfig
 from interp.hooks import HookPoint, is_heard
 from interp.model.kv_cache import KVCache
 from interp.model.linear import Linear
+from interp.model.norms import HeadNorm
 from interp.model.rotary import Rotation, rotate_halves, rotate_pairs
 
 Stream = Float[Tensor, "batch pos d_model"]
@@ -27,14 +28,9 @@ class Pass:
 
     rotation: Rotation | None = None
     mask: Bool[Tensor, "#batch 1 query_pos key_pos"] | None = None  # who may look where; None: causal, or everywhere
+    local_mask: Bool[Tensor, "#batch 1 query_pos key_pos"] | None = None  # the same for layers with a window
     is_causal: bool = True
     kv_cache: KVCache | None = None
-
-    def allowed(self, scores: Pattern) -> Bool[Tensor, "#batch #head query_pos key_pos"] | None:
-        """The mask written out; None where every query sees every key."""
-        if self.mask is None and self.is_causal:
-            return torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()[None, None]
-        return self.mask
 
 
 class Attention(nn.Module):
@@ -44,16 +40,19 @@ class Attention(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.layer = layer
+        self.is_local = cfg.is_local(layer)
         n_queries, n_keys = cfg.n_heads * cfg.d_head, cfg.n_key_value_heads * cfg.d_head
         self.qkv = Linear(cfg, cfg.d_model, n_queries + 2 * n_keys, cfg.bias_qkv)
         self.out = Linear(cfg, n_queries, cfg.d_model, cfg.bias_attn_out)
+        self.q_norm = HeadNorm(cfg, cfg.n_heads, "head") if cfg.use_qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(cfg, cfg.n_key_value_heads, "kv_head") if cfg.use_qk_norm else nn.Identity()
         self.dropout = nn.Dropout(cfg.dropout) if cfg.dropout else nn.Identity()
 
         self.hook_q = HookPoint("batch pos head d_head", "x W_Q + b_Q, before rotation")
         self.hook_k = HookPoint("batch pos kv_head d_head", "x W_K + b_K, before rotation")
         self.hook_v = HookPoint("batch pos kv_head d_head", "x W_V + b_V")
         self.hook_attn_scores = HookPoint(
-            "batch head query_pos key_pos", "q · k / attn_scale, -inf where masked", on_demand=True
+            "batch head query_pos key_pos", "q · k / attn_scale, capped, -inf where masked", on_demand=True
         )
         self.hook_pattern = HookPoint(
             "batch head query_pos key_pos", "softmax of attn_scores over keys", on_demand=True
@@ -65,7 +64,7 @@ class Attention(nn.Module):
         """`x` is the stream after the norm: one for all heads, or what each head reads for its q, k and v."""
         q, k, v = self.project(x) if isinstance(x, Tensor) else self.project_each(*x)
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
-        q, k = self.rotate(q, k, this)
+        q, k = self.rotate(self.q_norm(q), self.k_norm(k), this)
         z = self.hook_z(self.look(q, k, v, this))
         return self.dropout(self.write(z))
 
@@ -92,15 +91,17 @@ class Attention(nn.Module):
         if this.kv_cache is not None:
             keys, values = this.kv_cache.append(self.layer, k, v)
         queries = q.transpose(1, 2)
+        mask = this.local_mask if self.is_local else this.mask
+        is_causal = this.is_causal and mask is None
         p_drop = self.cfg.dropout if self.training else 0.0
-        if not is_heard(self.hook_attn_scores, self.hook_pattern):
+        if self.cfg.attn_scores_soft_cap is None and not is_heard(self.hook_attn_scores, self.hook_pattern):
             z = F.scaled_dot_product_attention(
                 queries,
                 keys,
                 values,
-                attn_mask=this.mask,
+                attn_mask=mask,
                 dropout_p=p_drop,
-                is_causal=this.is_causal and this.mask is None,
+                is_causal=is_causal,
                 scale=1 / self.cfg.attn_scale,
                 enable_gqa=self.cfg.has_grouped_queries,
             )
@@ -108,8 +109,12 @@ class Attention(nn.Module):
         group = self.cfg.n_heads // self.cfg.n_key_value_heads
         keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
         scores = (queries / self.cfg.attn_scale) @ keys.transpose(-1, -2)
-        if (allowed := this.allowed(scores)) is not None:
-            scores.masked_fill_(~allowed, -torch.inf)  # in place: nobody has seen them yet
+        if (cap := self.cfg.attn_scores_soft_cap) is not None:
+            scores = cap * torch.tanh(scores / cap)
+        if is_causal:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        if mask is not None:
+            scores.masked_fill_(~mask, -torch.inf)  # in place: nobody has seen them yet
         scores = self.hook_attn_scores(scores)
         exact = torch.float32 if scores.dtype.itemsize == 2 else scores.dtype
         pattern = self.hook_pattern(scores.softmax(-1, dtype=exact).to(scores.dtype))

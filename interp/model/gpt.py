@@ -173,7 +173,8 @@ class HookedGPT(StackedWeights):
         is_causal = self.cfg.attention_dir == "causal"
         this = Pass(
             rotation=rotation(self.cfg, where, self.dtype) if self.cfg.is_rotary else None,
-            mask=allowed_attention(mask, n_past, n_new, is_causal, x.device),
+            mask=allowed_attention(mask, n_past, n_new, is_causal, None, x.device),
+            local_mask=allowed_attention(mask, n_past, n_new, is_causal, self.cfg.window_size, x.device),
             is_causal=is_causal and n_past == 0,
             kv_cache=kv_cache,
         )
@@ -186,6 +187,8 @@ class HookedGPT(StackedWeights):
         if return_type is None and not is_heard(self.unembed.hook_in, self.unembed.hook_out):
             return None
         logits = self.unembed(final)
+        if (cap := self.cfg.output_logits_soft_cap) is not None:
+            logits = cap * torch.tanh(logits / cap)
         if return_type is None or return_type == "logits":
             return logits if return_type else None
         new_mask = None if mask is None else mask[:, n_past:]
@@ -194,7 +197,10 @@ class HookedGPT(StackedWeights):
 
     def into_stream(self, tokens: Int[Tensor, "batch pos"], where: Int[Tensor, "#batch pos"]) -> Stream:
         """What the tokens put into the stream before the first block."""
-        resid = self.hook_embed(self.embed(tokens))
+        embed = self.embed(tokens)
+        if self.cfg.embed_scale != 1:
+            embed = embed * torch.tensor(self.cfg.embed_scale, dtype=embed.dtype)  # rounded as the weights are
+        resid = self.hook_embed(embed)
         if self.pos_embed is not None:
             resid = resid + self.hook_pos_embed(self.pos_embed(where, resid.dtype).expand_as(resid))
         return self.dropout(resid)

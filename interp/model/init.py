@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from interp.config import GPTConfig
 from interp.model.embed import Embed, LearnedPositions, Unembed
 from interp.model.linear import Linear
-from interp.model.norms import LayerNorm
+from interp.model.norms import HeadNorm, LayerNorm
 
 
 def init_weights(model: nn.Module, cfg: GPTConfig) -> None:
@@ -32,6 +32,8 @@ def init_weights(model: nn.Module, cfg: GPTConfig) -> None:
             if isinstance(module, LayerNorm):
                 _fill(module.w, 1.0)
                 _fill(module.b, 0.0)
+            elif isinstance(module, HeadNorm):
+                _fill(module.w, 1.0)
             elif isinstance(module, Embed | LearnedPositions):
                 table = module.W_E if isinstance(module, Embed) else module.W_pos
                 std = 1.0 if cfg.init_mode in ("gpt2", "mup") else 1 / sqrt(cfg.d_model)

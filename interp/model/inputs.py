@@ -85,17 +85,20 @@ def positions(mask: Mask | None, n_past: int, n_new: int, device: torch.device) 
 
 
 def allowed_attention(
-    mask: Mask | None, n_past: int, n_new: int, is_causal: bool, device: torch.device
+    mask: Mask | None, n_past: int, n_new: int, is_causal: bool, window: int | None, device: torch.device
 ) -> Bool[Tensor, "#batch 1 query_pos key_pos"] | None:
     """Who may look where; None where the attention kernel's own causal mask, or none, says it all.
 
-    A padded query looks at itself alone, so that everything stays finite.
+    A padded query looks at itself alone, so that everything stays finite. A window counts the query's own position.
     """
-    if mask is None and (n_past == 0 or n_new == 1 or not is_causal):
+    has_window = window is not None and n_past + n_new > window
+    if mask is None and not has_window and (n_past == 0 or n_new == 1 or not is_causal):
         return None
     query = torch.arange(n_past, n_past + n_new, device=device)[:, None]
     key = torch.arange(n_past + n_new, device=device)
     allowed = (key <= query)[None, None] if is_causal else None
+    if allowed is not None and window is not None:
+        allowed = allowed & (query - key < window)
     if mask is None:
         return allowed
     real = mask[:, None, None, :]

@@ -59,6 +59,27 @@ class RMSNorm(LayerNorm):
         return x
 
 
+class HeadNorm(nn.Module):
+    """The RMSNorm of queries or keys: in each head, or over all heads together."""
+
+    def __init__(self, cfg: GPTConfig, n_heads: int, head_axis: str) -> None:
+        super().__init__()
+        shape = (n_heads, cfg.d_head) if cfg.qk_norm_over_width else (cfg.d_head,)
+        self.w = nn.Parameter(torch.empty(shape, dtype=cfg.dtype, device=cfg.device))
+        self.eps = cfg.eps
+        self.over = tuple(range(-len(shape), 0))
+        scale_axes = "batch pos 1 1" if cfg.qk_norm_over_width else f"batch pos {head_axis} 1"
+        self.hook_scale = HookPoint(scale_axes, "sqrt(mean(x²) + eps)")
+        self.hook_normalized = HookPoint(f"batch pos {head_axis} d_head", "x / scale, before the gain")
+
+    def forward(self, x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
+        if not is_heard(self.hook_scale, self.hook_normalized):
+            return F.rms_norm(x, self.w.shape, self.w, self.eps)
+        exact = x.float() if x.dtype.itemsize == 2 else x
+        scale = self.hook_scale((exact.square().mean(self.over, keepdim=True) + self.eps).sqrt())
+        return self.hook_normalized((exact / scale).to(x.dtype)) * self.w
+
+
 class NoNorm(nn.Identity):
     """Where the configuration has no norm."""
 

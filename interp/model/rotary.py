@@ -1,10 +1,12 @@
 """Rotary positions (Su et al., 2021): pairs of coordinates of queries and keys turn by an angle that grows."""
 
+from math import pi
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.config import GPTConfig
+from interp.config import GPTConfig, RopeScaling
 
 Rotation = tuple[Float[Tensor, "#batch pos 1 pair"], Float[Tensor, "#batch pos 1 pair"]]
 Heads = Float[Tensor, "batch pos head d_head"]
@@ -14,8 +16,21 @@ def rotation(cfg: GPTConfig, positions: Int[Tensor, "#batch pos"], dtype: torch.
     """Cosine and sine of each pair's angle at each position, one for all heads."""
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     pair = torch.arange(0, cfg.rotary_dim, 2, dtype=exact, device=positions.device)
-    angle = positions[..., None, None] * cfg.rotary_base ** (-pair / cfg.rotary_dim)
+    frequency = cfg.rotary_base ** (-pair / cfg.rotary_dim)
+    if cfg.rope_scaling is not None:
+        frequency = scaled(frequency, cfg.rope_scaling)
+    angle = positions[..., None, None] * frequency
     return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def scaled(frequency: Float[Tensor, " pair"], scaling: RopeScaling) -> Float[Tensor, " pair"]:
+    """The frequencies as `scaling` slows them."""
+    if scaling.kind == "linear":
+        return frequency / scaling.factor
+    turns = scaling.original_n_ctx * frequency / (2 * pi)  # over the original context
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = kept.clamp(0, 1)
+    return kept * frequency + (1 - kept) * frequency / scaling.factor
 
 
 def rotate_halves(x: Heads, cos: Tensor, sin: Tensor) -> Heads:
