@@ -2,14 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from einops import einsum
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from interp.config import GPTConfig
 from interp.hooks import HookPoint
 
-PosSlice = int | slice | Sequence[int] | None
+PosSlice = int | slice | tuple[int | None, ...] | list[int] | None
 Stack = Float[Tensor, "component *batch_and_pos d_model"]
 Numbers = Float[Tensor, "component *batch_and_pos"]
 
@@ -45,7 +46,7 @@ class ActivationCache(Mapping[str, Tensor]):
         self.cfg: GPTConfig | None = cfg if model is None else model.cfg
         self.tokens = tokens
         self.attention_mask = attention_mask
-        self.pos_slice = pos_slice
+        self.pos_slice = slice(*pos_slice) if isinstance(pos_slice, tuple) else pos_slice
         self.has_batch_dim = has_batch_dim
 
     def __getitem__(self, key: str | tuple[str | int | None, ...]) -> Tensor:
@@ -72,6 +73,8 @@ class ActivationCache(Mapping[str, Tensor]):
         """The hook's name that a key means."""
         if isinstance(key, str) and key in self._tensors:
             return key
+        if not isinstance(key, str | tuple):
+            raise KeyError(f"{key!r} is no name; list(cache) has all {len(self)} names")
         name, layer, part = (*((key,) if isinstance(key, str) else key), None, None)[:3]
         if isinstance(layer, int) and layer < 0:
             layer += self._config().n_layers
@@ -101,7 +104,8 @@ class ActivationCache(Mapping[str, Tensor]):
 
     def to(self, *args: Any, **kwargs: Any) -> "ActivationCache":
         """Move or convert every activation, in place; arguments as for `Tensor.to`."""
-        self._tensors = {name: tensor.to(*args, **kwargs) for name, tensor in self._tensors.items()}
+        moved = {tensor: tensor.to(*args, **kwargs) for tensor in self._tensors.values()}  # one may have two names
+        self._tensors = {name: moved[tensor] for name, tensor in self._tensors.items()}
         return self
 
     # What the stream is made of. `layer=k` means what reaches block k, `None` or -1 what reaches the end, and
@@ -119,6 +123,8 @@ class ActivationCache(Mapping[str, Tensor]):
     ) -> Stack | tuple[Stack, list[str]]:
         """The stream before each block up to `layer`, and there; with `incl_mid` also before each MLP."""
         last = self._layer(layer, mlp_input)
+        if incl_mid and (self._config().attn_only or self._config().parallel_attn_mlp):
+            raise ValueError("incl_mid: this model has no resid_mid")
         names = []
         for i in range(last):
             names += [("resid_pre", i)] + ([("resid_mid", i)] if incl_mid else [])
@@ -142,6 +148,8 @@ class ActivationCache(Mapping[str, Tensor]):
         """What embeddings, attention layers and MLPs wrote to the stream that reaches `layer`: they sum to it."""
         last = self._layer(layer, mlp_input)
         self._check_plain_sum()
+        if mode not in ("all", "mlp", "attn"):
+            raise ValueError(f"mode={mode!r}; allowed: 'all', 'mlp', 'attn'")
         parts, labels = self._embeds(pos_slice) if incl_embeds else ([], [])
         for i in range(last + mlp_input):
             for out, label in (("attn_out", "attn"), ("mlp_out", "mlp")):
@@ -172,7 +180,7 @@ class ActivationCache(Mapping[str, Tensor]):
         layer: int | None = -1,
         *,
         pos_slice: PosSlice = None,
-        neuron_slice: int | slice | Sequence[int] | None = None,
+        neuron_slice: PosSlice = None,
         return_labels: bool = False,
         incl_remainder: bool = False,
         apply_ln: bool = False,
@@ -263,7 +271,13 @@ class ActivationCache(Mapping[str, Tensor]):
         alias: dict[str, str] = {}
         for name, tensor in self._tensors.items():
             alias[name] = stored.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()), name)
-        tensors = {name: self._tensors[name].detach().contiguous() for name in stored.values()}
+        tensors: dict[str, Tensor] = {}
+        written: set[int] = set()
+        for name in stored.values():
+            tensor = self._tensors[name].detach().contiguous()
+            shares = tensor.untyped_storage().data_ptr() in written
+            tensors[name] = tensor.clone() if shares else tensor
+            written.add(tensors[name].untyped_storage().data_ptr())
         for extra in ("tokens", "attention_mask"):
             if (value := getattr(self, extra)) is not None:
                 tensors[extra] = value.contiguous()
@@ -272,7 +286,7 @@ class ActivationCache(Mapping[str, Tensor]):
             "alias": alias,
             "cfg": None if self.cfg is None else self.cfg.to_dict(),
             "has_batch_dim": self.has_batch_dim,
-            "pos_slice": [pos.start, pos.stop, pos.step, "slice"] if isinstance(pos, slice) else pos,
+            "pos_slice": {"slice": [pos.start, pos.stop, pos.step]} if isinstance(pos, slice) else pos,
         }
         target = Path(path)
         unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
@@ -303,7 +317,7 @@ class ActivationCache(Mapping[str, Tensor]):
             cfg=cfg,
             tokens=tensors.get("tokens"),
             attention_mask=tensors.get("attention_mask"),
-            pos_slice=slice(*pos[:3]) if isinstance(pos, list) and pos[-1:] == ["slice"] else pos,
+            pos_slice=slice(*pos["slice"]) if isinstance(pos, dict) else pos,
             has_batch_dim=about["has_batch_dim"],
         )
 
@@ -335,9 +349,14 @@ class ActivationCache(Mapping[str, Tensor]):
         """The chosen positions of an activation `[batch? pos …]`."""
         if pos_slice is None:
             return x
-        if isinstance(self.pos_slice, int):
-            raise ValueError(f"this cache holds the one position pos_slice={self.pos_slice}; it cannot be sliced again")
-        return at_positions(x, pos_slice, int(self.has_batch_dim), self.attention_mask if self.has_batch_dim else None)
+        if self.pos_slice is not None:
+            raise ValueError(f"this cache holds the positions pos_slice={self.pos_slice} alone; it cannot be cut again")
+        axis = int(self.has_batch_dim)
+        chosen = positions(pos_slice, x.shape[axis], self.attention_mask)
+        assert chosen is not None
+        if not self.has_batch_dim and isinstance(chosen.index, Tensor) and chosen.index.ndim == 2:
+            chosen = replace(chosen, index=chosen.index[0])
+        return chosen.of(x, axis)
 
     def _embeds(self, pos_slice: PosSlice) -> tuple[list[Tensor], list[str]]:
         has_pos = self._config().positional_embedding_type in ("standard", "sinusoidal")
@@ -354,13 +373,13 @@ class ActivationCache(Mapping[str, Tensor]):
             parts += self._through(block.ln1_post, result, f"blocks.{i}.ln1_post", pos_slice)
         return parts, [f"L{i}H{head}" for i in range(last) for head in range(self._config().n_heads)]
 
-    def _neurons(
-        self, last: int, pos_slice: PosSlice, neurons: int | slice | Sequence[int] | None = None
-    ) -> tuple[list[Tensor], list[str]]:
+    def _neurons(self, last: int, pos_slice: PosSlice, neurons: PosSlice = None) -> tuple[list[Tensor], list[str]]:
         self._check_plain_sum()
         if self._config().attn_only:
             raise ValueError("the model is attn_only: it has no neurons")
-        indices = torch.arange(self._config().d_mlp)[slice(None) if neurons is None else neurons].reshape(-1)
+        chosen = positions(neurons, self._config().d_mlp, None)
+        every = torch.arange(self._config().d_mlp)
+        indices = every if chosen is None else chosen.of(every, 0).reshape(-1)
         parts: list[Tensor] = []
         for i in range(last):
             block = self._weights().blocks[i]
@@ -394,6 +413,8 @@ class ActivationCache(Mapping[str, Tensor]):
         ids = torch.as_tensor(tokens, device=W_U.device)
         if ids.is_floating_point() or ids.ndim > seen.ndim - 2:
             raise ValueError(f"tokens {tokens!r}: give one id, or integer ids [batch] or [batch pos]")
+        if ids.device.type == "cpu" and ids.numel() and not 0 <= ids.min() <= ids.max() < len(W_U.T):
+            raise ValueError(f"tokens {tokens!r} are out of range: d_vocab_out={len(W_U.T)}")
         direction = W_U.T[ids]
         return direction[:, None] if ids.ndim == 1 and self.has_batch_dim and seen.ndim == 4 else direction
 
@@ -420,17 +441,15 @@ class Recording:
 
     def __init__(
         self,
-        pos_slice: PosSlice,
+        positions: "Positions | None",
         device: torch.device | str | None,
         dtype: torch.dtype | None,
-        attention_mask: Tensor | None,
         keep_nodes: bool,
     ) -> None:
         self.taken: dict[str, Tensor] = {}
-        self.pos_slice = pos_slice
+        self.positions = positions
         self.device = device
         self.dtype = dtype
-        self.attention_mask = attention_mask
         self.keep_nodes = keep_nodes
         self._nodes: dict[HookPoint, Tensor] = {}
 
@@ -449,29 +468,67 @@ class Recording:
     def _trimmed(self, x: Tensor, point: HookPoint) -> Tensor:
         axes = point.axes.split()
         pos_axis = next((i for i, axis in enumerate(axes) if axis in ("pos", "query_pos")), None)
-        if self.pos_slice is not None and pos_axis is not None:
-            x = at_positions(x, self.pos_slice, pos_axis, self.attention_mask)
+        if self.positions is not None and pos_axis is not None:
+            x = self.positions.of(x, pos_axis)
         moved = x.to(device=self.device, dtype=self.dtype)
         is_part = moved.untyped_storage().nbytes() > moved.nbytes
-        return moved.clone() if is_part and not (moved.requires_grad and self.pos_slice is None) else moved
+        return moved.clone() if is_part and not (moved.requires_grad and self.positions is None) else moved
 
 
-def at_positions(x: Tensor, pos_slice: PosSlice, axis: int, attention_mask: Tensor | None) -> Tensor:
-    """`x` at some positions. One position drops the axis; a negative one counts from each row's last real token."""
+@dataclass(frozen=True)
+class Positions:
+    """Chosen positions of a batch: a slice, the same indices in every row, or indices for each row."""
+
+    index: slice | Int[Tensor, " chosen"] | Int[Tensor, "batch chosen"]
+    is_one: bool  # then the axis goes
+
+    def of(self, x: Tensor, axis: int) -> Tensor:
+        """What `x` has there."""
+        if isinstance(self.index, slice):
+            return x[(slice(None),) * axis + (self.index,)]
+        index = self.index.to(x.device)
+        if index.ndim == 1:
+            chosen = x.index_select(axis, index)
+        else:
+            rows = torch.arange(len(x), device=x.device)[:, None]
+            chosen = x.movedim(axis, 1)[rows, index].movedim(1, axis)
+        return chosen.select(axis, 0) if self.is_one else chosen
+
+
+def positions(pos_slice: PosSlice, n_pos: int, attention_mask: Tensor | None) -> Positions | None:
+    """What `pos_slice` chooses among `n_pos` positions; None for all.
+
+    An index drops the axis; a tuple means `slice(*tuple)`. A negative index counts from each row's last real token.
+    """
     if pos_slice is None:
-        return x
-    if isinstance(pos_slice, slice):
-        return x[(slice(None),) * axis + (pos_slice,)]
-    if not isinstance(pos_slice, int):
-        return x.index_select(axis, torch.as_tensor(pos_slice, device=x.device) % x.shape[axis])
-    if not -x.shape[axis] <= pos_slice < x.shape[axis]:
-        raise IndexError(f"position {pos_slice} is out of range: there are {x.shape[axis]}")
-    if pos_slice >= 0 or attention_mask is None:
-        return x.select(axis, pos_slice)
-    n_pos = attention_mask.shape[1]
-    after_last = n_pos - attention_mask.to(x.device).bool().flip(1).long().argmax(1)
-    rows = torch.arange(len(x), device=x.device)
-    return x.movedim(axis, 1)[rows, after_last + pos_slice]
+        return None
+    if isinstance(pos_slice, slice | tuple):
+        return Positions(pos_slice if isinstance(pos_slice, slice) else slice(*pos_slice), is_one=False)
+    wanted = [pos_slice] if isinstance(pos_slice, int) else pos_slice
+    if (
+        isinstance(pos_slice, bool)
+        or not isinstance(wanted, list)
+        or not all(isinstance(i, int) for i in wanted)
+        or not wanted
+    ):
+        raise TypeError(
+            f"pos_slice={pos_slice!r}; it must be an index, a slice, a tuple (start, stop) or a list of indices"
+        )
+    first, last = 0, n_pos
+    index = torch.tensor(wanted)
+    if attention_mask is not None and min(wanted) < 0 and attention_mask.shape[-1] == n_pos:
+        mask = attention_mask.cpu().bool()
+        first = mask.long().argmax(1, keepdim=True)
+        last = n_pos - mask.flip(1).long().argmax(1, keepdim=True)
+        index = torch.where(index < 0, index + last, index + torch.zeros_like(last))
+        is_inside = (index < n_pos) & ((index >= first) | (torch.tensor(wanted) >= 0))
+    else:
+        index = torch.where(index < 0, index + n_pos, index)
+        is_inside = (index < n_pos) & (index >= 0)
+    if not is_inside.all():
+        real = "" if attention_mask is None else " (or row: a negative one counts its real tokens)"
+        raise IndexError(f"pos_slice={pos_slice!r} is out of range: there are {n_pos} positions{real}")
+    return Positions(index, is_one=isinstance(pos_slice, int))
 
 
 def _joined(*stacks: tuple[list[Tensor], list[str]]) -> tuple[list[Tensor], list[str]]:

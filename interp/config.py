@@ -1,6 +1,6 @@
 """GPTConfig: every choice that makes one transformer differ from another, checked once."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from math import sqrt
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -90,6 +90,7 @@ class GPTConfig:
     bias_unembed: bool = False
     tie_word_embeddings: bool = False
 
+    default_prepend_bos: bool = True  # whether texts get a beginning-of-text token, where a call does not say
     dropout: float = 0.0  # in training mode only
     dtype: torch.dtype = torch.float32
     device: str | None = None  # where the weights are made; None: torch's default device
@@ -99,6 +100,8 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         faults = _type_faults(self)
+        if not faults and self.d_head is None and self.n_heads > 0 and self.d_model % self.n_heads:
+            faults = [f"d_model={self.d_model} is no multiple of n_heads={self.n_heads}: say which d_head"]
         if not faults:
             _derive(self)
             faults = _size_faults(self) + _idle_faults(self)
@@ -127,11 +130,11 @@ class GPTConfig:
         known = [field.name for field in fields(cls)]
         if unknown := [name for name in values if name not in known]:
             raise ValueError(f"unknown config fields: {unknown}; GPTConfig has {known}")
-        missing = [f.name for f in fields(cls) if f.name not in values and f.name in _REQUIRED]
+        missing = [field.name for field in fields(cls) if field.name not in values and field.default is MISSING]
         if missing:
             raise ValueError(f"missing config fields: {missing}")
         dtype = values.get("dtype", "float32")
-        if dtype not in DTYPES:
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             raise ValueError(f"unknown dtype {dtype!r}; allowed: {list(DTYPES)}")
         converted: dict[str, Any] = {"dtype": DTYPES[dtype]}
         if values.get("rope_scaling") is not None:
@@ -139,9 +142,6 @@ class GPTConfig:
         if values.get("attn_types") is not None:
             converted["attn_types"] = tuple(values["attn_types"])
         return cls(**{**values, **converted})
-
-
-_REQUIRED = ("n_layers", "d_model", "n_heads", "n_ctx", "d_vocab")
 
 
 def _type_faults(cfg: GPTConfig) -> list[str]:
@@ -172,7 +172,6 @@ def _type_faults(cfg: GPTConfig) -> list[str]:
 
 def _derive(cfg: GPTConfig) -> None:
     """Fill in what was left out."""
-    has_norm_bias = cfg.normalization_type == "LN"
     d_head = cfg.d_head if cfg.d_head is not None else cfg.d_model // max(cfg.n_heads, 1)
     derived = {
         "d_head": d_head,
@@ -182,7 +181,7 @@ def _derive(cfg: GPTConfig) -> None:
         "rotary_dim": d_head if cfg.is_rotary else 0,
         "attn_scale": sqrt(max(d_head, 0)),
         "bias_mlp": not cfg.attn_only,
-        "bias_norm": has_norm_bias,
+        "bias_norm": cfg.normalization_type == "LN",
         "initializer_range": 0.8 / sqrt(max(cfg.d_model, 1)) if cfg.init_mode == "gpt2" else 1.0,
     }
     for name, value in derived.items():

@@ -7,11 +7,10 @@ to the calls made inside a `with` block, in that thread alone, and are gone when
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +41,30 @@ class Listeners:
 
 
 NOBODY = Listeners()
-_SILENCE: Mapping["HookPoint", Listeners] = MappingProxyType({})
-_listening: ContextVar[Mapping["HookPoint", Listeners]] = ContextVar("listening", default=_SILENCE)
+Table = Mapping["HookPoint", Listeners]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Who listens in a context: what each enclosing `with` added, outermost first, and all of it together."""
+
+    entries: tuple[Table, ...] = ()
+    table: Table = field(default_factory=dict)
+    is_inside_hook: bool = False  # then lasting hooks are silent too
+
+    def plus(self, added: Table) -> "Heard":
+        table = {**self.table, **{p: self.table.get(p, NOBODY).then(later) for p, later in added.items()}}
+        return Heard((*self.entries, added), table, self.is_inside_hook)
+
+    def without(self, added: Table) -> "Heard":
+        left = Heard(is_inside_hook=self.is_inside_hook)
+        for entry in self.entries:
+            left = left if entry is added else left.plus(entry)
+        return left
+
+
+_INSIDE_HOOK = Heard(is_inside_hook=True)
+_heard: ContextVar[Heard] = ContextVar("heard", default=Heard())  # noqa: B039 (frozen)
 
 
 class HookPoint(nn.Module):
@@ -54,30 +75,39 @@ class HookPoint(nn.Module):
         self.axes = axes
         self.formula = formula
         self.on_demand = on_demand  # computed only while somebody listens
+        self.is_cached_by_default = not on_demand
         self.name = ""
-        self.lasting = NOBODY
+        self.lasting: Listeners | None = None
 
     def layer(self) -> int:
         """The index of the block that this point belongs to."""
-        head, _, rest = self.name.partition("blocks.")
-        if head or not rest:
+        if not self.name.startswith("blocks."):
             raise ValueError(f"{self.name} belongs to no layer")
-        return int(rest.partition(".")[0])
+        return int(self.name.split(".")[1])
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(f"{self.name} has no torch hooks: use model.hooks, model.run_with_hooks or model.add_hook")
+
+    register_forward_hook = register_forward_pre_hook = _refuse
+    register_full_backward_hook = register_full_backward_pre_hook = _refuse
 
     def __call__(self, x: Tensor) -> Tensor:
         # Straight to the point: nn.Module's own call machinery would cost more than the rest of an unheard hook point.
         if torch.compiler.is_compiling():
             return x  # the model's door has seen that nobody listens
-        listeners = _listening.get().get(self, NOBODY)
-        if listeners is NOBODY and self.lasting is NOBODY:
+        heard = _heard.get()
+        listeners = heard.table.get(self)
+        if listeners is None and self.lasting is None:
             return x
-        return self._heard(x, self.lasting.then(listeners))
+        return self._pass_on(x, listeners or NOBODY, None if heard.is_inside_hook else self.lasting)
 
-    def _heard(self, x: Tensor, listeners: Listeners) -> Tensor:
-        for fn in listeners.edits:
-            x = self._edited(x, fn)
+    def _pass_on(self, x: Tensor, listeners: Listeners, lasting: Listeners | None) -> Tensor:
         if listeners.backward and not torch.is_grad_enabled():
             raise RuntimeError(f"a backward hook at {self.name} cannot fire: gradients are switched off")
+        if lasting is not None:
+            listeners = lasting.then(listeners)
+        for fn in listeners.edits:
+            x = self._edited(x, fn)
         if torch.is_grad_enabled() and (x.requires_grad or listeners.starts_graph):
             # A node of its own: its gradient is that of this quantity alone, also where one tensor has two names.
             x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
@@ -90,14 +120,14 @@ class HookPoint(nn.Module):
     def _edited(self, x: Tensor, fn: HookFn) -> Tensor:
         """What `fn` makes of a copy of its own. Models called by `fn` are not heard by the hooks around it."""
         own = x.clone()
-        outside = _listening.set(_SILENCE)
+        outside = _heard.set(_INSIDE_HOOK)
         try:
             returned = fn(own, hook=self)
         except Exception as error:
             error.add_note(f"raised by the hook at {self.name}")
             raise
         finally:
-            _listening.reset(outside)
+            _heard.reset(outside)
         edited = own if returned is None else returned
         if not isinstance(edited, Tensor):
             raise TypeError(
@@ -115,25 +145,49 @@ def is_heard(*points: HookPoint) -> bool:
     """Whether anybody listens to any of these points in this call."""
     if torch.compiler.is_compiling():
         return False
-    listening = _listening.get()
-    return any(point.lasting is not NOBODY or point in listening for point in points)
+    table = _heard.get().table
+    return any(point.lasting is not None or point in table for point in points)
 
 
-def has_edits(*points: HookPoint) -> bool:
-    """Whether a hook may change the value at any of these points in this call."""
-    listening = _listening.get()
-    return any(point.lasting.edits or listening.get(point, NOBODY).edits for point in points)
+def is_touched(point: HookPoint) -> bool:
+    """Whether a hook may change the value, or wants the gradient, at a point in this call."""
+    here, lasting = _heard.get().table.get(point, NOBODY), point.lasting or NOBODY
+    return any(listeners.edits or listeners.starts_graph for listeners in (here, lasting))
+
+
+def hooks_in_force() -> Heard | None:
+    """Who listens in this context; None if nobody does."""
+    if torch.compiler.is_compiling():
+        return None
+    heard = _heard.get()
+    return heard if heard.table else None
 
 
 @contextmanager
-def _listen(added: Mapping[HookPoint, Listeners]) -> Iterator[None]:
-    """In this context, `added` listen too, after those who already do."""
-    before = _listening.get()
-    token = _listening.set({**before, **{p: before.get(p, NOBODY).then(later) for p, later in added.items()}})
+def replayed(heard: Heard) -> Iterator[None]:
+    """In this context, the edits of an earlier one act again; its recorders have seen what they came for."""
+    if _heard.get() is heard:
+        yield
+        return
+    table = {point: replace(listeners, backward=(), recorders=()) for point, listeners in heard.table.items()}
+    token = _heard.set(Heard((table,), table))
     try:
         yield
     finally:
-        _listening.reset(token)
+        _heard.reset(token)
+
+
+@contextmanager
+def _listen(added: Table) -> Iterator[None]:
+    """In this context, `added` listen too, after those who already do."""
+    before = _heard.get()
+    within = before.plus(added)
+    _heard.set(within)
+    try:
+        yield
+    finally:
+        now = _heard.get()  # not what we set, where contexts held by generators end out of order
+        _heard.set(before if now is within else now.without(added))
 
 
 class HookedModule(nn.Module):
@@ -213,20 +267,16 @@ class HookedModule(nn.Module):
         if dir not in ("fwd", "bwd"):
             raise ValueError(f"dir={dir!r}; allowed: 'fwd', 'bwd'")
         for point, listeners in self._listeners([(names, fn)], "edits" if dir == "fwd" else "backward").items():
-            point.lasting = point.lasting.then(listeners)
+            point.lasting = (point.lasting or NOBODY).then(listeners)
 
     def reset_hooks(self) -> None:
         """Remove what `add_hook` added."""
         for point in self.hook_dict.values():
-            point.lasting = NOBODY
+            point.lasting = None
 
     def is_observed(self) -> bool:
         """Whether anybody listens to any of this module's points in this context."""
-        listening = _listening.get()
-        return is_heard(*self.hook_dict.values()) if listening else self._has_lasting_hooks()
-
-    def _has_lasting_hooks(self) -> bool:
-        return any(point.lasting is not NOBODY for point in self.hook_dict.values())
+        return is_heard(*self.hook_dict.values())
 
 
 def _kind(x: Tensor) -> str:

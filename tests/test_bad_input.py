@@ -30,7 +30,9 @@ def errors() -> dict[str, tuple[str, str]]:
     [
         ("float tokens", "TypeError", "integer token ids, not torch.float32"),
         ("bool tokens", "TypeError", "integer token ids, not torch.bool"),
-        ("text", "TypeError", "token ids as a tensor [batch pos] or [pos], not a str"),
+        ("text", "ValueError", "this model has no tokenizer: give tokens, or set model.tokenizer"),
+        ("a list of ids", "TypeError", "token ids as a tensor [batch pos] or [pos], not a list of int"),
+        ("bos of tokens", "ValueError", "prepend_bos is for text; these are tokens already"),
         ("stream without start_at_layer", "TypeError", "goes in with start_at_layer="),
         ("tokens at start_at_layer", "TypeError", "residual stream [batch pos d_model] of floats, not torch.int64"),
         ("hook without function", "TypeError", "a hook is a pair (name, function), not 'hook_embed'"),
@@ -41,6 +43,7 @@ def errors() -> dict[str, tuple[str, str]]:
         ("config types", "ValueError", "act_fn='tanh'; allowed: ['gelu', 'gelu_new'"),
         ("config types", "ValueError", "gated_mlp=1 is a int"),
         ("config types", "ValueError", "d_head='5' is a str"),
+        ("config layers", "ValueError", "attn_types has 'far'; allowed: ['global', 'local']"),
         ("config dtype", "ValueError", "dtype=torch.int8; allowed:"),
     ],
 )
@@ -99,6 +102,26 @@ def test_layers_that_do_not_exist(model: HookedGPT, start: int | None, stop: int
         model(source, start_at_layer=start, stop_at_layer=stop)
 
 
+def test_choices_that_would_be_ignored_are_refused(model: HookedGPT) -> None:
+    with pytest.raises(ValueError, match="loss_fn is what incl_bwd=True differentiates"):
+        model.run_with_cache(TOKENS, loss_fn=lambda logits: logits.sum())
+    with pytest.raises(ValueError, match="loss_per_token is for return_type 'loss' or 'both', not 'logits'"):
+        model(TOKENS, loss_per_token=True)
+    with pytest.raises(ValueError, match="stop_at_layer=1 returns the stream"):
+        model(TOKENS, "loss", stop_at_layer=1)
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode allows none"):
+        model.run_with_cache(TOKENS, "loss", incl_bwd=True)
+    with pytest.raises(TypeError, match=r"hook_embed has no torch hooks: use model.hooks"):
+        model.hook_embed.register_forward_hook(print)
+    with pytest.raises(TypeError, match=r"residual stream is torch.float64; the model is torch.float32"):
+        model(torch.randn(3, 7, 14, dtype=torch.float64), start_at_layer=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16])
+def test_any_integer_type_will_do(model: HookedGPT, dtype: torch.dtype) -> None:
+    assert torch.equal(model(TOKENS.to(dtype), "loss"), model(TOKENS, "loss"))
+
+
 def test_a_loss_over_a_smaller_output_vocabulary() -> None:
     with pytest.raises(ValueError, match="d_vocab_out=7 is less than d_vocab=13"):
         variant("gpt2", tie_word_embeddings=False, d_vocab_out=7)(TOKENS, "loss")
@@ -127,7 +150,6 @@ def test_check_names_the_first_weight_that_is_not_finite(model: HookedGPT, value
         ("gpt2", {"normalization_type": None, "eps": 0.1}, "eps=0.1 would have no effect: there is no norm"),
         ("gemma2", {"window_size": None}, "would have no effect: there is no window"),
         ("gemma2", {"attn_types": ("local",)}, "attn_types names 1 layers; n_layers=2"),
-        ("gemma2", {"attn_types": ("local", "far")}, "attn_types has 'far'; allowed: ['global', 'local']"),
         ("encoder", {"window_size": 3}, "window_size needs attention_dir='causal'"),
         ("gpt2", {"qk_norm_over_width": True}, "queries and keys are not normed"),
         ("gptj", {"rotary_dim": 3}, "rotary_dim=3; it must be even"),
@@ -143,6 +165,11 @@ def test_a_contradictory_config_says_why(base: str, change: dict[str, object], m
     with pytest.raises(ValueError, match="GPTConfig cannot be built") as caught:
         config(base, **change)
     assert message in str(caught.value)
+
+
+def test_a_head_size_is_not_rounded() -> None:
+    with pytest.raises(ValueError, match="d_model=14 is no multiple of n_heads=3: say which d_head"):
+        GPTConfig(n_layers=1, d_model=14, n_heads=3, n_ctx=4, d_vocab=5)
 
 
 def test_all_faults_of_a_config_are_in_one_error() -> None:

@@ -84,10 +84,33 @@ def test_position_minus_one_is_the_last_real_token(model: HookedGPT) -> None:
         assert torch.equal(last["pattern", 1][row], whole["pattern", 1][row, :, pos])
         assert torch.equal(whole.accumulated_resid(pos_slice=-1)[-1][row], whole["resid_post", 1][row, pos])
         assert torch.equal(whole.decompose_resid(pos_slice=-2)[0][row], whole["embed"][row, pos - 1])
-    with pytest.raises(IndexError, match="position -8 is out of range"):
+    with pytest.raises(IndexError, match=r"pos_slice=-8 is out of range"):
         whole.accumulated_resid(pos_slice=-8)
-    with pytest.raises(ValueError, match="cannot be sliced again"):
+    with pytest.raises(ValueError, match=r"cannot be cut again"):
         last.accumulated_resid(pos_slice=-1)
+
+
+def test_positions_are_checked_and_counted_in_each_row(model: HookedGPT) -> None:
+    _, whole = model.run_with_cache(TOKENS, attention_mask=RIGHT)
+    resid = whole["resid_post", 1]
+    both = whole.accumulated_resid(pos_slice=[0, -1])[-1]
+    for row, last in enumerate([6, 3, 5]):
+        assert torch.equal(both[row, 0], resid[row, 0])
+        assert torch.equal(both[row, 1], resid[row, last])
+    assert torch.equal(whole.accumulated_resid(pos_slice=(1, 3))[-1], resid[:, 1:3])
+    with pytest.raises(IndexError, match=r"pos_slice=-5 is out of range.*real tokens"):
+        model.run_with_cache(TOKENS, attention_mask=RIGHT, pos_slice=-5)
+    for bad in (7, [0, 9], -8):
+        with pytest.raises(IndexError, match="there are 7 positions"):
+            model.run_with_cache(TOKENS, pos_slice=bad)
+    for bad in ([], True):
+        with pytest.raises(TypeError, match="must be an index, a slice"):
+            model.run_with_cache(TOKENS, pos_slice=bad)
+    one = model.run_with_cache(TOKENS[1], attention_mask=RIGHT[1:2], remove_batch_dim=True)[1]
+    assert torch.equal(one.accumulated_resid(pos_slice=-1)[-1], one["resid_post", 1][3])
+    _, part = model.run_with_cache(TOKENS, pos_slice=(2, 7))
+    with pytest.raises(ValueError, match="cannot be cut again"):
+        part.accumulated_resid(pos_slice=-1)
 
 
 def test_device_and_dtype_are_applied_to_the_copy_alone(model: HookedGPT) -> None:
@@ -207,6 +230,12 @@ def test_what_makes_no_sense_is_refused(model: HookedGPT, cache: ActivationCache
         ActivationCache({"a": torch.ones(1)}).decompose_resid()
     with pytest.raises(ValueError, match="no norm reads the stream"):
         variant("olmo2").run_with_cache(TOKENS)[1].decompose_resid(1, apply_ln=True)
+    with pytest.raises(ValueError, match=r"mode='heads'; allowed"):
+        ActivationCache.decompose_resid.__wrapped__(cache, mode="heads")
+    with pytest.raises(ValueError, match="no resid_mid"):
+        variant("attn_only").run_with_cache(TOKENS)[1].accumulated_resid(incl_mid=True)
+    with pytest.raises(ValueError, match="out of range: d_vocab_out=13"):
+        cache.logit_attrs(cache.decompose_resid(), -1)
     with pytest.raises(ValueError, match="give one id"):
         cache.logit_attrs(cache.decompose_resid(), torch.tensor([1.5]))
     _, few = model.run_with_cache(TOKENS, names_filter="hook_embed")
@@ -234,8 +263,19 @@ def test_save_and_load_keep_everything(model: HookedGPT, tmp_path: Path) -> None
         ActivationCache.load(file, variant("llama"))
 
 
-def test_one_tensor_under_two_names_is_stored_once(cache: ActivationCache, tmp_path: Path) -> None:
+@pytest.mark.parametrize("heads", [{"n_heads": 1}, {"n_heads": 2, "n_key_value_heads": 1}])
+def test_everything_can_be_saved_also_with_a_single_head(heads: dict[str, int], tmp_path: Path) -> None:
+    with torch.no_grad():
+        _, cache = variant("gpt2", **heads).run_with_cache(TOKENS, names_filter="*")
+    cache.save(tmp_path / "one")
+    loaded = ActivationCache.load(tmp_path / "one")
+    assert all(torch.equal(loaded[name], cache[name]) for name in cache)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_one_tensor_under_two_names_is_stored_once(cache: ActivationCache, tmp_path: Path, moved: bool) -> None:
     file = tmp_path / "run.safetensors"
+    cache = cache.to(torch.float64) if moved else cache
     cache.save(file)
     bytes_of = lambda names: sum(cache[name].nbytes for name in names)
     twice = [name for name in cache if name.endswith("resid_pre") and "blocks.1" in name]

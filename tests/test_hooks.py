@@ -3,11 +3,13 @@
 import gc
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from interp import HookedGPT, HookedModule, HookPoint
 from tests.variants import some_tokens, variant
@@ -158,6 +160,48 @@ def test_a_hook_may_call_the_model_it_hangs_on(model: HookedGPT) -> None:
     with model.hooks([("blocks.0.hook_resid_pre", zero), (Z, from_a_clean_run)]):
         _, cache = model.run_with_cache(TOKENS, names_filter=Z)
     assert torch.equal(cache[Z], clean)
+
+
+def test_a_lasting_hook_may_call_the_model_it_hangs_on(model: HookedGPT) -> None:
+    clean = model.run_with_cache(TOKENS, names_filter=Z)[1][Z]
+    model.add_hook(Z, lambda x, hook: 2 * model.run_with_cache(TOKENS, names_filter=Z)[1][Z])
+    assert torch.equal(model.run_with_cache(TOKENS, names_filter=Z)[1][Z], 2 * clean)
+
+
+def test_contexts_held_by_generators_may_end_out_of_order(model: HookedGPT) -> None:
+    def within(factor: int) -> Iterator[None]:
+        with model.hooks([("hook_embed", lambda x, hook: x * factor)]):
+            yield
+
+    double, triple = within(2), within(3)
+    next(double)
+    next(triple)
+    double.close()
+    tripled = model(TOKENS)
+    triple.close()
+    assert not model.is_observed()
+    assert torch.equal(tripled, model.run_with_hooks(TOKENS, fwd_hooks=[("hook_embed", lambda x, hook: x * 3)]))
+
+
+def test_a_lasting_backward_hook_leaves_passes_without_gradients_alone(model: HookedGPT) -> None:
+    model.add_hook(Z, zero, dir="bwd")
+    with torch.no_grad():
+        assert model(TOKENS).isfinite().all()
+
+
+def test_activation_checkpointing_replays_the_hooks_of_the_call() -> None:
+    def gradients(model: HookedGPT) -> list[Tensor]:
+        hooks = [(Z, lambda x, hook: x * 3), ("blocks.0.attn.hook_pattern", lambda x, hook: x * 0.5)]
+        with model.hooks(hooks):
+            loss, _ = model.run_with_cache(TOKENS, "loss", names_filter="*hook_pattern")
+        return list(torch.autograd.grad(loss, list(model.parameters())))
+
+    model, twin = variant("llama", torch.float64), variant("llama", torch.float64)
+    for block in twin.blocks:
+        run = block.forward
+        block.forward = lambda *args, run=run: checkpoint(run, *args, use_reentrant=False)
+    for ours, theirs in zip(gradients(twin), gradients(model), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_backward_hooks_see_and_change_gradients_also_after_the_context(model: HookedGPT) -> None:

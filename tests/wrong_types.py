@@ -25,6 +25,8 @@ def main() -> None:
         "float tokens": lambda: model(torch.randn(2, 3)),
         "bool tokens": lambda: model(tokens.bool()),
         "text": lambda: model("a text"),
+        "a list of ids": lambda: model([1, 2]),
+        "bos of tokens": lambda: model(tokens, prepend_bos=True),
         "stream without start_at_layer": lambda: model(torch.randn(2, 3, 14)),
         "tokens at start_at_layer": lambda: model(tokens, start_at_layer=1),
         "hook without function": lambda: model.run_with_hooks(tokens, fwd_hooks=["hook_embed"]),
@@ -32,6 +34,7 @@ def main() -> None:
         "hook direction": lambda: model.add_hook("hook_embed", zero, dir="both"),
         "return type": lambda: model(tokens, return_type="logit"),
         "config types": lambda: GPTConfig(**SIZES | {"n_layers": 2.5, "act_fn": "tanh", "gated_mlp": 1, "d_head": "5"}),
+        "config layers": lambda: GPTConfig(**SIZES, window_size=3, attn_types=("local", "far")),
         "config dtype": lambda: GPTConfig(**SIZES, dtype=torch.int8),
     }
     errors = {}

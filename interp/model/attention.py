@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from interp.config import GPTConfig
-from interp.hooks import HookPoint, is_heard
+from interp.hooks import Heard, HookPoint, is_heard
 from interp.model.kv_cache import KVCache
 from interp.model.linear import Linear
 from interp.model.norms import HeadNorm
@@ -31,6 +31,7 @@ class Pass:
     local_mask: Bool[Tensor, "#batch 1 query_pos key_pos"] | None = None  # the same for layers with a window
     is_causal: bool = True
     kv_cache: KVCache | None = None
+    hooks: Heard | None = None  # who listens to this call; None: nobody
 
 
 class Attention(nn.Module):
@@ -57,6 +58,7 @@ class Attention(nn.Module):
         self.hook_pattern = HookPoint(
             "batch head query_pos key_pos", "softmax of attn_scores over keys", on_demand=True
         )
+        self.hook_attn_scores.is_cached_by_default = self.hook_pattern.is_cached_by_default = True
         self.hook_z = HookPoint("batch pos head d_head", "sum over keys of pattern * v")
         self.hook_result = HookPoint("batch pos head d_model", "z W_O, what each head writes", on_demand=True)
 

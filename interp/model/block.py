@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.config import GPTConfig
-from interp.hooks import HookPoint, has_edits, is_heard
+from interp.hooks import HookPoint, is_heard, is_touched, replayed
 from interp.model.attention import Attention, HeadInputs, Pass, RotaryAttention
 from interp.model.mlp import MLP, GatedMLP
 from interp.model.norms import LayerNorm, Norm, norm
@@ -46,10 +46,19 @@ class AttentionBlock(nn.Module):
         if not cfg.has_grouped_queries:
             self.hook_attn_in = HookPoint("batch pos head d_model", "the stream as each head reads it", on_demand=True)
             self.split_points = (self.hook_attn_in, *self.split_points)
-        self.hook_attn_out = HookPoint("batch pos d_model", "sum over heads of result + b_O, as added to the stream")
+        self.hook_attn_out = HookPoint(
+            "batch pos d_model", "what attention adds: sum over heads of result + b_O, then ln1_post where there is one"
+        )
         self.hook_resid_post = HookPoint("batch pos d_model", "the stream after the block")
 
     def forward(self, resid_pre: Stream, this: Pass) -> Stream:
+        """The stream after the block. Run again by activation checkpointing, it has the hooks of its call again."""
+        if this.hooks is None:
+            return self.run(resid_pre, this)
+        with replayed(this.hooks):
+            return self.run(resid_pre, this)
+
+    def run(self, resid_pre: Stream, this: Pass) -> Stream:
         resid_pre = self.hook_resid_pre(resid_pre)
         attn = self.attn(self.attn_reads(resid_pre), this)
         return self.hook_resid_post(self.add(resid_pre, attn, self.ln1_post, self.hook_attn_out))
@@ -58,7 +67,7 @@ class AttentionBlock(nn.Module):
         """The stream after ln1; while somebody listens to the heads' inputs, one for each head."""
         if not is_heard(*self.split_points):
             return self.ln1(resid_pre)
-        self.refuse_edits_of_ln1(*self.split_points)
+        self.refuse_hooks_on_ln1(*self.split_points)
         if is_heard(*_points(self.ln1)):
             self.ln1(resid_pre)  # for those who record it: heads are normed each by its own divisor below
         q_in, k_in, v_in = self.head_inputs(resid_pre[..., None, :])
@@ -78,12 +87,12 @@ class AttentionBlock(nn.Module):
         attn_in = self.hook_attn_in(every)
         return attn_in, attn_in, attn_in
 
-    def refuse_edits_of_ln1(self, *points: HookPoint) -> None:
-        """What is read apart has a divisor of its own, which an edit of ln1 would miss."""
-        if has_edits(*_points(self.ln1)):
-            edited = [point.name for point in _points(self.ln1) if has_edits(point)]
+    def refuse_hooks_on_ln1(self, *points: HookPoint) -> None:
+        """What is read apart has a norm of its own, which an edit or a gradient at ln1 would miss."""
+        if touched := [point.name for point in _points(self.ln1) if is_touched(point)]:
             raise ValueError(
-                f"{edited} cannot be edited in a call that listens to {[p.name for p in points if is_heard(p)]}: "
+                f"{touched} cannot be edited or differentiated in a call that listens to "
+                f"{[point.name for point in points if is_heard(point)]}: "
                 "inputs read apart are normed apart; make two calls"
             )
 
@@ -98,9 +107,11 @@ class Block(AttentionBlock):
         self.ln2 = norm(cfg, exists=cfg.norm_position in ("pre", "both"))
         self.mlp = GatedMLP(cfg) if cfg.gated_mlp else MLP(cfg)
         self.ln2_post = norm(cfg, exists=cfg.norm_position != "pre")
-        self.hook_mlp_out = HookPoint("batch pos d_model", "post W_out + b_out, as added to the stream")
+        self.hook_mlp_out = HookPoint(
+            "batch pos d_model", "what the MLP adds: post W_out + b_out, then ln2_post where there is one"
+        )
 
-    def forward(self, resid_pre: Stream, this: Pass) -> Stream:
+    def run(self, resid_pre: Stream, this: Pass) -> Stream:
         resid_pre = self.hook_resid_pre(resid_pre)
         attn = self.attn(self.attn_reads(resid_pre), this)
         resid_mid = self.hook_resid_mid(self.add(resid_pre, attn, self.ln1_post, self.hook_attn_out))
@@ -116,9 +127,11 @@ class ParallelBlock(AttentionBlock):
         self.hook_mlp_in = HookPoint("batch pos d_model", "the stream as the MLP reads it", on_demand=True)
         self.ln2 = norm(cfg, exists=not cfg.parallel_shared_norm)
         self.mlp = GatedMLP(cfg) if cfg.gated_mlp else MLP(cfg)
-        self.hook_mlp_out = HookPoint("batch pos d_model", "post W_out + b_out, as added to the stream")
+        self.hook_mlp_out = HookPoint(
+            "batch pos d_model", "what the MLP adds: post W_out + b_out, then ln2_post where there is one"
+        )
 
-    def forward(self, resid_pre: Stream, this: Pass) -> Stream:
+    def run(self, resid_pre: Stream, this: Pass) -> Stream:
         resid_pre = self.hook_resid_pre(resid_pre)
         reads = self.attn_reads(resid_pre)
         attn_out = self.hook_attn_out(self.attn(reads, this))
@@ -134,7 +147,7 @@ class SharedNormBlock(ParallelBlock):
 
     def mlp_reads(self, resid_pre: Stream, attn_reads: Stream | HeadInputs) -> Stream:
         if is_heard(self.hook_mlp_in):
-            self.refuse_edits_of_ln1(self.hook_mlp_in)
+            self.refuse_hooks_on_ln1(self.hook_mlp_in)
             return self.ln1.unheard(self.hook_mlp_in(resid_pre))
         return attn_reads if isinstance(attn_reads, Tensor) else self.ln1.unheard(resid_pre)
 

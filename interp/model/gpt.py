@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp.cache import ActivationCache, PosSlice, Recording
+from interp.cache import positions as positions_of
 from interp.config import GPTConfig
-from interp.hooks import HookPoint, Hooks, Names, is_heard
+from interp.hooks import HookPoint, Hooks, Names, hooks_in_force, is_heard
 from interp.model.attention import Pass
 from interp.model.block import Block, block
 from interp.model.embed import Embed, LearnedPositions, SinusoidalPositions, Unembed
@@ -30,22 +31,24 @@ from interp.model.inputs import (
 from interp.model.kv_cache import KVCache
 from interp.model.norms import norm
 from interp.model.rotary import rotation
-from interp.model.stacked import StackedWeights
+from interp.model.text import Text, TextInterface
+from interp.tokenization import Tokenizer
 
 ReturnType = Literal["logits", "loss", "both"] | None
 Stream = Float[Tensor, "batch pos d_model"]
 
 
-class HookedGPT(StackedWeights):
+class HookedGPT(TextInterface):
     """A transformer that can be read, hooked and trained.
 
     The residual stream is the spine: tokens are embedded into it, each block reads it and adds to it, and the logits
     are read off its end. `describe_hooks()` lists what can be read and changed on the way.
     """
 
-    def __init__(self, cfg: GPTConfig) -> None:
+    def __init__(self, cfg: GPTConfig, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
         self.cfg = cfg
+        self.tokenizer = tokenizer
         self.embed = Embed(cfg)
         self.hook_embed = HookPoint("batch pos d_model", "W_E[token]")
         if cfg.positional_embedding_type == "standard":
@@ -70,20 +73,13 @@ class HookedGPT(StackedWeights):
         """Draw every weight anew, as `cfg.init_mode` and `cfg.seed` say."""
         init_weights(self, self.cfg)
 
-    @property
-    def device(self) -> torch.device:
-        return self.embed.W_E.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.embed.W_E.dtype
-
     def forward(
         self,
-        input: Int[Tensor, "batch pos"] | Int[Tensor, " pos"] | Stream,
+        input: Text | Int[Tensor, "batch pos"] | Int[Tensor, " pos"] | Stream,
         return_type: ReturnType = "logits",
         *,
         loss_per_token: bool = False,
+        prepend_bos: bool | None = None,
         attention_mask: Tensor | None = None,
         past_kv_cache: KVCache | None = None,
         start_at_layer: int | None = None,
@@ -97,7 +93,13 @@ class HookedGPT(StackedWeights):
         if torch.compiler.is_compiling():  # by a compiler around this model: it may have what the door lets through
             torch._dynamo.skip_frame("HookedGPT reads its context outside of what is compiled")
         layers = (start_at_layer, stop_at_layer)
-        admitted = _uncompiled(HookedGPT._door)(self, input, return_type, attention_mask, past_kv_cache, layers)
+        if not isinstance(input, Tensor):
+            input, attention_mask = self._read_input(input, prepend_bos, attention_mask)
+        elif prepend_bos is not None:
+            raise ValueError("prepend_bos is for text; these are tokens already")
+        admitted = _uncompiled(HookedGPT._door)(
+            self, input, return_type, attention_mask, past_kv_cache, layers, loss_per_token
+        )
         run, x, mask, between = admitted
         return run(x, between, stop_at_layer is None, return_type, loss_per_token, mask, past_kv_cache)
 
@@ -108,25 +110,52 @@ class HookedGPT(StackedWeights):
         attention_mask: Tensor | None,
         past: KVCache | None,
         layers: tuple[int | None, int | None],
+        loss_per_token: bool,
     ) -> tuple[Callable[..., Any], Tensor, Mask | None, tuple[int, int]]:
         """Check a call, and choose how it runs. A compiler that traced this would fix for ever who listens."""
         if return_type not in ("logits", "loss", "both", None):
             raise ValueError(f"return_type={return_type!r}; allowed: 'logits', 'loss', 'both', None")
+        if return_type in ("loss", "both") and layers[1] is not None:
+            raise ValueError(f"return_type={return_type!r}, but stop_at_layer={layers[1]} returns the stream")
+        if loss_per_token and return_type not in ("loss", "both"):
+            raise ValueError(f"loss_per_token is for return_type 'loss' or 'both', not {return_type!r}")
+        if past is not None and not isinstance(past, KVCache):
+            raise TypeError(f"past_kv_cache is an interp.KVCache, not a {type(past).__name__}")
         between = checked_layers(*layers, self.cfg.n_layers)
         checked = checked_tokens if layers[0] is None else checked_resid
         x = checked(input, self.cfg, self.device)
+        if x.is_floating_point() and x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"the residual stream is {x.dtype}; the model is {self.dtype}")
         n_rows, n_new = x.shape[:2]
         self._check_lengths(n_new, past, is_whole=layers == (None, None))
-        if return_type in ("loss", "both") and layers[1] is None:
+        if return_type in ("loss", "both"):
             self._check_loss(n_new, has_tokens=layers[0] is None)
         mask = checked_mask(attention_mask, n_rows, n_new, past, self.device)
         if past is not None:
             run = partial(_uncompiled(HookedGPT._pass_and_remember), self)
         elif self.is_observed():
+            self._refuse_compiled_parts()
             run = partial(_uncompiled(HookedGPT._pass), self)  # hook points say nothing while they are compiled
         else:
             run = self._pass if self._compile_options is None else self._compiled_pass()
         return run, x, mask, between
+
+    def _refuse_compiled_parts(self) -> None:
+        if "torch._dynamo" not in sys.modules:
+            return
+        for name, module in self.named_modules():
+            if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
+                raise ValueError(
+                    f"{name or 'the model'} is compiled by itself, and would hear no hook: use model.compile()"
+                )
+
+    def _read_input(self, input: Text, prepend_bos: bool | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        is_list = isinstance(input, list | tuple)
+        if not isinstance(input, str) and not (is_list and all(isinstance(text, str) for text in input)):
+            raise TypeError(f"input is text, texts, or token ids as a tensor [batch pos] or [pos], not {_kind(input)}")
+        if mask is not None:
+            raise ValueError("attention_mask is for tokens; of texts the model knows what is padding")
+        return self.read(input, prepend_bos)
 
     def _check_lengths(self, n_new: int, past: KVCache | None, is_whole: bool) -> None:
         n_past = 0 if past is None else past.length
@@ -154,7 +183,7 @@ class HookedGPT(StackedWeights):
 
     def _pass_and_remember(self, x: Tensor, *args: Any) -> Any:
         out = self._pass(x, *args)
-        *_, mask, kv_cache = args
+        mask, kv_cache = args[-2:]
         kv_cache.commit(x.shape[1], mask)
         return out
 
@@ -177,6 +206,7 @@ class HookedGPT(StackedWeights):
             local_mask=allowed_attention(mask, n_past, n_new, is_causal, self.cfg.window_size, x.device),
             is_causal=is_causal and n_past == 0,
             kv_cache=kv_cache,
+            hooks=hooks_in_force(),
         )
         resid = x if x.is_floating_point() else self.into_stream(x, where)
         for layer in islice(self.blocks, *layers):
@@ -185,12 +215,12 @@ class HookedGPT(StackedWeights):
             return resid
         final = self.ln_final(resid)
         if return_type is None and not is_heard(self.unembed.hook_in, self.unembed.hook_out):
-            return None
+            return None  # nobody wants the logits
         logits = self.unembed(final)
         if (cap := self.cfg.output_logits_soft_cap) is not None:
             logits = cap * torch.tanh(logits / cap)
-        if return_type is None or return_type == "logits":
-            return logits if return_type else None
+        if return_type not in ("loss", "both"):
+            return logits if return_type == "logits" else None
         new_mask = None if mask is None else mask[:, n_past:]
         loss = next_token_loss(logits, x, new_mask, loss_per_token)
         return loss if return_type == "loss" else (logits, loss)
@@ -207,9 +237,10 @@ class HookedGPT(StackedWeights):
 
     def run_with_cache(
         self,
-        input: Tensor,
+        input: Text | Tensor,
         return_type: ReturnType = "logits",
         *,
+        prepend_bos: bool | None = None,
         names_filter: Names | None = None,
         pos_slice: PosSlice = None,
         device: torch.device | str | None = None,
@@ -229,19 +260,35 @@ class HookedGPT(StackedWeights):
         applied as each activation is taken. With `incl_bwd` the loss (or `loss_fn` of the output) is differentiated,
         and gradients are under `NAME_grad`; no parameter's `.grad` is touched.
         """
+        if not isinstance(input, Tensor):
+            input, attention_mask = self._read_input(input, prepend_bos, attention_mask)
+            prepend_bos = None
         fwd_hooks = list(fwd_hooks)
         reach = {"start_at_layer": start_at_layer, "stop_at_layer": stop_at_layer}
         names = self.hook_names(self._cached_by_default(**reach) if names_filter is None else names_filter)
         self.check_reach([hook[0] for hook in fwd_hooks], **reach)
         if names_filter is not None and not callable(names_filter):
             self.check_reach([names_filter], **reach)
-        recording = Recording(pos_slice, device, dtype, attention_mask, keep_nodes=incl_bwd)
+        if loss_fn is not None and not incl_bwd:
+            raise ValueError("loss_fn is what incl_bwd=True differentiates; without it, it would not be called")
+        if incl_bwd and torch.is_inference_mode_enabled():
+            raise ValueError("incl_bwd needs gradients, and torch.inference_mode allows none; leave it, or use no_grad")
+        n_pos = input.shape[-1] if start_at_layer is None else input.shape[1]
+        chosen = positions_of(pos_slice, n_pos, attention_mask)
+        recording = Recording(chosen, device, dtype, keep_nodes=incl_bwd)
         with (
             self.hooks(fwd_hooks),
             self.recording(names, recording.take, incl_bwd),
             torch.set_grad_enabled(incl_bwd or torch.is_grad_enabled()),
         ):
-            out = self(input, return_type, attention_mask=attention_mask, past_kv_cache=past_kv_cache, **reach)
+            out = self(
+                input,
+                return_type,
+                prepend_bos=prepend_bos,
+                attention_mask=attention_mask,
+                past_kv_cache=past_kv_cache,
+                **reach,
+            )
             if incl_bwd:
                 recording.differentiate(_scalar(out if loss_fn is None else loss_fn(out)))
         tokens = torch.atleast_2d(input) if start_at_layer is None else None
@@ -251,9 +298,8 @@ class HookedGPT(StackedWeights):
         return out, cache.remove_batch_dim() if remove_batch_dim else cache
 
     def _cached_by_default(self, start_at_layer: int | None, stop_at_layer: int | None) -> list[str]:
-        costly = ("hook_attn_scores", "hook_pattern")
-        always = [n for n, point in self.hook_dict.items() if not point.on_demand or n.endswith(costly)]
-        return [name for name in always if self._is_reached(name, start_at_layer, stop_at_layer)]
+        cached = [name for name, point in self.hook_dict.items() if point.is_cached_by_default]
+        return [name for name in cached if self._is_reached(name, start_at_layer, stop_at_layer)]
 
     def _is_reached(self, name: str, start_at_layer: int | None, stop_at_layer: int | None) -> bool:
         first, last = checked_layers(start_at_layer, stop_at_layer, self.cfg.n_layers)
@@ -334,6 +380,10 @@ class Table(str):
     """Text that a notebook shows as it is."""
 
     __repr__ = str.__str__
+
+
+def _kind(input: object) -> str:
+    return f"a {type(input).__name__}" + (f" of {type(input[0]).__name__}" if isinstance(input, list) and input else "")
 
 
 def _scalar(loss: Any) -> Tensor:

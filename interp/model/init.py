@@ -41,7 +41,11 @@ def init_weights(model: nn.Module, cfg: GPTConfig) -> None:
             elif isinstance(module, Linear | Unembed):
                 _fill(module.bias, 0.0)
                 if module.weight is not None:
-                    _draw(module.weight, cfg, generator, is_unembed=isinstance(module, Unembed))
+                    is_qkv = name.endswith(".attn.qkv")
+                    n_keys = cfg.n_key_value_heads * cfg.d_head
+                    parts = [cfg.n_heads * cfg.d_head, n_keys, n_keys] if is_qkv else [len(module.weight)]
+                    for part in module.weight.split(parts):  # q, k and v are matrices of their own
+                        _draw(part, cfg, generator, is_unembed=isinstance(module, Unembed))
                     if name.endswith((".attn.out", ".mlp.down")):
                         module.weight.mul_(silenced)
 

@@ -23,6 +23,7 @@ def checked_tokens(tokens: object, cfg: GPTConfig, device: torch.device) -> Int[
         raise ValueError(f"input has shape {list(tokens.shape)}; it must be [batch pos] or [pos]")
     if tokens.numel() == 0:
         raise ValueError(f"input is empty: shape {list(tokens.shape)}; give at least one token")
+    tokens = tokens.long()
     if tokens.device.type == "cpu":  # elsewhere the look-up itself refuses: reading the range here would wait for it
         low, high = (bound.item() for bound in tokens.aminmax())
         if low < 0 or high >= cfg.d_vocab:
@@ -44,6 +45,8 @@ def checked_resid(resid: object, cfg: GPTConfig, device: torch.device) -> Float[
 def checked_layers(start: int | None, stop: int | None, n_layers: int) -> tuple[int, int]:
     """The blocks to run, as a range."""
     for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
+        if layer is not None and (not isinstance(layer, int) or isinstance(layer, bool)):
+            raise TypeError(f"{name}={layer!r}; it must be an int")
         if layer is not None and not -n_layers <= layer <= n_layers:
             raise ValueError(f"{name}={layer}; allowed: {-n_layers} to {n_layers}")
     first = (start or 0) % n_layers if start != n_layers else n_layers
@@ -58,7 +61,9 @@ def checked_mask(
 ) -> Mask | None:
     """True where a token is real, past and new; None where nothing is padding."""
     if mask is not None:
-        if tuple(mask.shape) != (n_rows, n_new):
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"attention_mask is a tensor [batch pos], not a {type(mask).__name__}")
+        if mask.ndim != 2 or mask.shape[1] != n_new or mask.shape[0] != n_rows:
             raise ValueError(
                 f"attention_mask has shape {list(mask.shape)}; it must be that of the tokens given, [{n_rows}, {n_new}]"
                 + (" (the past's mask is in the KV cache)" if past is not None else "")

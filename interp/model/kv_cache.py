@@ -55,7 +55,10 @@ class KVCache:
                 f"this KVCache holds other rows or another model's keys: layer {layer} was given "
                 f"[batch kv_head d_head] = {[batch, kv_head, d_head]}, it holds {old and [*old[0].shape]}"
             )
-        if old is None or not self.length or old[0].shape[2] < end:
+        if self.length and old is not None and old[0].dtype != k.dtype:
+            raise ValueError(f"this KVCache holds {old[0].dtype}; the model now computes in {k.dtype}")
+        is_sealed = old is not None and old[0].is_inference() and not torch.is_inference_mode_enabled()
+        if old is None or not self.length or old[0].shape[2] < end or is_sealed:
             self.room = self.room if self.room >= end else 2 * end
             fresh = k.new_empty(2, batch, kv_head, self.room, d_head)
             if old is not None and self.length:

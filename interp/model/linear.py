@@ -1,15 +1,20 @@
 """The matrix product, by the fastest kernel there is."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from interp.config import GPTConfig
 
 # On a CPU, torch's own product of few rows uses one core. oneDNN's took 1/1.1 (512 rows) to 1/3 (2 rows) of its time on
-# GPT-2's matrices in float32; below 2**16 weights its set-up costs more than it saves. It has no backward.
+# GPT-2's matrices in float32; below 2**16 weights its set-up costs more than it saves. It can be neither differentiated
+# nor transformed.
 _onednn = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
 _WORTHWHILE = 2**16
+_functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -19,7 +24,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         and weight.numel() >= _WORTHWHILE
         and x.is_cpu
         and x.dtype == weight.dtype == torch.float32
-        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)))
+        and forward_ad._current_level < 0
+        and _functorch.peek_interpreter_stack() is None
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     ):

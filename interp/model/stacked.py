@@ -28,6 +28,14 @@ class StackedWeights(HookedModule):
     blocks: Sequence[Block]
 
     @property
+    def device(self) -> torch.device:
+        return self.embed.W_E.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.W_E.dtype
+
+    @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         return self.embed.W_E
 
@@ -107,10 +115,14 @@ class StackedWeights(HookedModule):
             raise KeyError(f"no weight {name!r} {'' if layer is None else f'in layer {layer} '}of this model")
         stored = weight if weight._base is None else weight._base
         if not isinstance(stored, nn.Parameter):
-            raise KeyError(f"{name!r} is stacked over layers: say which, as in model.grad({name!r}, 0)")
-        if stored.grad is None:
+            raise KeyError(
+                f"{name!r} is no parameter of the whole model: say which layer, as in model.grad({name!r}, 0)"
+            )
+        if (grad := stored.grad) is None:
             return None
-        return stored.grad.as_strided(weight.shape, weight.stride(), weight.storage_offset())
+        grad = grad.contiguous()  # as weights are stored
+        start = grad.storage_offset() + weight.storage_offset() - stored.storage_offset()
+        return grad.as_strided(weight.shape, weight.stride(), start)
 
     def _stack(self, view: Callable[[Block], Tensor | None], *zeros: int) -> Tensor:
         views = [view(block) for block in self.blocks]

@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -74,6 +75,16 @@ def main() -> None:
         with torch.no_grad():
             check_hooks_act(wrapped, hooked_before, eager)
         assert n_graphs >= 1, "a plain torch.compile(model) compiles the unobserved pass"
+
+    for how in ("in place", "wrapped"):
+        model = variant("gpt2")
+        if how == "in place":
+            model.blocks[1].compile(backend=counting)
+        else:
+            model.blocks[1] = torch.compile(model.blocks[1], backend=counting)
+        close(model(TOKENS), variant("gpt2")(TOKENS))
+        with pytest.raises(ValueError, match=r"blocks.1 is compiled by itself"):
+            model.run_with_hooks(TOKENS, fwd_hooks=[("blocks.0.attn.hook_pattern", zero)])
 
     past, eager_past, model, eager = KVCache(room=9), KVCache(room=9), variant("llama"), variant("llama")
     model.compile(backend=counting)

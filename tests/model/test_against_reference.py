@@ -145,6 +145,9 @@ def test_editing_a_norm_that_split_inputs_bypass_is_refused() -> None:
     for apart in ("hook_attn_in", "hook_q_input", "hook_mlp_in"):
         with pytest.raises(ValueError, match=rf"blocks.1.ln1.hook_scale.*blocks.1.{apart}"):
             model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.ln1.hook_scale", double), (f"blocks.1.{apart}", double)])
+        names = ["blocks.1.ln1.hook_scale", f"blocks.1.{apart}"]
+        with pytest.raises(ValueError, match=rf"blocks.1.ln1.hook_scale.*blocks.1.{apart}"):
+            model.run_with_cache(tokens, "loss", names_filter=names, incl_bwd=True)
     with model.hooks([("blocks.1.ln1.hook_scale", double), ("blocks.0.hook_q_input", double)]):
         assert model(tokens).isfinite().all()
 

@@ -215,7 +215,7 @@ def test_dropout_acts_in_training_alone() -> None:
 def test_every_config_field_is_tried_somewhere() -> None:
     tried = {key for changes in VARIANTS.values() for key in changes} | {key for _, change in CHANGES for key in change}
     sizes = {"n_layers", "d_model", "n_heads", "d_head", "d_mlp", "n_ctx", "d_vocab"}
-    elsewhere = {"dropout", "dtype", "device"}
+    elsewhere = {"dropout", "dtype", "device", "default_prepend_bos"}
     assert set(GPTConfig.__dataclass_fields__) <= tried | sizes | elsewhere
 
 
