@@ -1,9 +1,12 @@
 """HookedGPT: a transformer with a named hook point on every quantity."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -14,6 +17,7 @@ from interp.cache import ActivationCache, PosSlice, Recording
 from interp.cache import positions as positions_of
 from interp.config import GPTConfig
 from interp.hooks import HookPoint, Hooks, Names, hooks_in_force, is_heard
+from interp.loading import open_checkpoint, save
 from interp.model.attention import Pass
 from interp.model.block import Block, block
 from interp.model.embed import Embed, LearnedPositions, SinusoidalPositions, Unembed
@@ -68,6 +72,35 @@ class HookedGPT(TextInterface):
         self._compiled: Callable[..., Any] | None = None
         self.setup()
         self.init_weights()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        where: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> "HookedGPT":
+        """The model in a folder that `save_pretrained` wrote, in a Hugging Face folder, or under a name on its hub.
+
+        Its mathematics is the checkpoint's. `dtype` is that of the stored weights unless given. Nothing but tensors and
+        JSON is read: no code of a checkpoint ever runs.
+        """
+        checkpoint = open_checkpoint(where, revision, cache_dir)
+        cfg = checkpoint.cfg if dtype is None else replace(checkpoint.cfg, dtype=dtype)
+        with torch.device("meta"):
+            model = cls(cfg, checkpoint.tokenizer)
+        checkpoint.check(model)
+        model.to_empty(device=torch.get_default_device() if device is None else device)
+        checkpoint.fill(model)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str], max_shard_size: int = 5 * 2**30) -> None:
+        """Write the model to a folder; at any moment it holds the old model or the new, never a mixture."""
+        cfg = replace(self.cfg, dtype=self.dtype)
+        save(folder, cfg, self.tokenizer, dict(self.state_dict()), max_shard_size)
 
     def init_weights(self) -> None:
         """Draw every weight anew, as `cfg.init_mode` and `cfg.seed` say."""

@@ -1,0 +1,74 @@
+"""A checkpoint: its config, its tokenizer, and where each of our parameters comes from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp.config import GPTConfig
+from interp.loading.files import TensorFiles
+from interp.tokenization import Tokenizer
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of a checkpoint, and how it lies in ours: a view of it that is copied."""
+
+    name: str
+    view: Callable[[Tensor], Tensor] = lambda tensor: tensor
+
+
+Sources = dict[str, list[Piece]]  # our parameter -> the pieces that make its rows, in order
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `HookedGPT.from_pretrained` builds a model from."""
+
+    where: str
+    cfg: GPTConfig
+    tokenizer: Tokenizer | None
+    tensors: TensorFiles
+    sources: Sources
+    ignored: Callable[[str], bool] = lambda _: False
+
+    def check(self, model: nn.Module) -> None:
+        """Raise if a tensor is missing, left over, or of another shape: all of them in one error."""
+        ours = dict(model.named_parameters())
+        asked = {piece.name for name, pieces in self.sources.items() if name in ours for piece in pieces}
+        missing = sorted((asked - set(self.tensors)) | (set(ours) - set(self.sources)))
+        left = sorted(name for name in set(self.tensors) - asked if not self.ignored(name))
+        wrong = []
+        for name, pieces in () if missing or left else self.sources.items():
+            if (found := self._shape(pieces)) != list(ours[name].shape):
+                wrong.append(f"{[piece.name for piece in pieces]} make {found}; {name} is {list(ours[name].shape)}")
+        if missing or left or wrong:
+            faults = {"missing": missing, "left over": left, "of another shape": wrong}
+            told = "; ".join(f"{fault}: {names[:8]} ({len(names)})" for fault, names in faults.items() if names)
+            raise ValueError(f"{self.where} does not fit its config: {told}")
+
+    @torch.no_grad()
+    def fill(self, model: nn.Module) -> None:
+        """Copy every tensor to its place, one at a time, in one pass over the files."""
+        ours = dict(model.named_parameters())
+        for name, pieces in self.sources.items():
+            row = 0
+            for piece in pieces:
+                tensor = piece.view(self.tensors[piece.name])
+                ours[name][row : row + len(tensor)].copy_(tensor)
+                row += len(tensor)
+
+    def _shape(self, pieces: list[Piece]) -> list[int]:
+        try:
+            views = [piece.view(torch.empty(self.tensors.shape(piece.name), device="meta")) for piece in pieces]
+            return list(torch.cat(views).shape)
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(f"{self.where}: {[p.name for p in pieces]} have shapes that do not fit: {error}") from None
+
+
+def special_token(value: Any) -> str | None:
+    """A special token's text, which may be wrapped in an object."""
+    found = value.get("content") if isinstance(value, dict) else value
+    return found if isinstance(found, str) else None
