@@ -18,6 +18,8 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.bench.imports
 	$(BIN)/python -m tests.bench.model
+	$(BIN)/python -m tests.bench.generation
+	$(BIN)/python -m tests.bench.loading
 
 # torch first and pinned: asked for by range, it could arrive as another build, gigabytes larger.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -62,10 +62,15 @@ class Checkpoint:
 
     def _shape(self, pieces: list[Piece]) -> list[int]:
         try:
-            views = [piece.view(torch.empty(self.tensors.shape(piece.name), device="meta")) for piece in pieces]
-            return list(torch.cat(views).shape)
+            views = [
+                piece.view(self.tensors[piece.name]) for piece in pieces
+            ]  # of memory-mapped files: nothing is read
         except (RuntimeError, IndexError) as error:
             raise ValueError(f"{self.where}: {[p.name for p in pieces]} have shapes that do not fit: {error}") from None
+        widths = {tuple(view.shape[1:]) for view in views}
+        if len(widths) > 1 or any(view.ndim == 0 for view in views):
+            raise ValueError(f"{self.where}: {[p.name for p in pieces]} do not fit together: {widths}")
+        return [sum(len(view) for view in views), *widths.pop()]
 
 
 def special_token(value: Any) -> str | None:

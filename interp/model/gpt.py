@@ -21,6 +21,7 @@ from interp.loading import open_checkpoint, save
 from interp.model.attention import Pass
 from interp.model.block import Block, block
 from interp.model.embed import Embed, LearnedPositions, SinusoidalPositions, Unembed
+from interp.model.generate import Generates
 from interp.model.init import init_weights
 from interp.model.inputs import (
     Mask,
@@ -35,14 +36,14 @@ from interp.model.inputs import (
 from interp.model.kv_cache import KVCache
 from interp.model.norms import norm
 from interp.model.rotary import rotation
-from interp.model.text import Text, TextInterface
+from interp.model.text import Text
 from interp.tokenization import Tokenizer
 
 ReturnType = Literal["logits", "loss", "both"] | None
 Stream = Float[Tensor, "batch pos d_model"]
 
 
-class HookedGPT(TextInterface):
+class HookedGPT(Generates):
     """A transformer that can be read, hooked and trained.
 
     The residual stream is the spine: tokens are embedded into it, each block reads it and adds to it, and the logits
@@ -117,9 +118,11 @@ class HookedGPT(TextInterface):
         past_kv_cache: KVCache | None = None,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
+        last_only: bool = False,
     ) -> Any:
         """Logits `[batch pos d_vocab_out]`, the next-token loss, both as a pair, or nothing.
 
+        With `last_only`, logits of the last position alone, unless somebody listens to the end of the stream.
         `stop_at_layer=k` returns the stream before block k, `start_at_layer=k` takes it. `attention_mask` is True (or
         1) on real tokens `[batch pos]`; padding may stand left or right, and position 0 is the first real token.
         """
@@ -131,10 +134,10 @@ class HookedGPT(TextInterface):
         elif prepend_bos is not None:
             raise ValueError("prepend_bos is for text; these are tokens already")
         admitted = _uncompiled(HookedGPT._door)(
-            self, input, return_type, attention_mask, past_kv_cache, layers, loss_per_token
+            self, input, return_type, attention_mask, past_kv_cache, layers, loss_per_token, last_only
         )
         run, x, mask, between = admitted
-        return run(x, between, stop_at_layer is None, return_type, loss_per_token, mask, past_kv_cache)
+        return run(x, between, stop_at_layer is None, return_type, loss_per_token, last_only, mask, past_kv_cache)
 
     def _door(
         self,
@@ -144,12 +147,15 @@ class HookedGPT(TextInterface):
         past: KVCache | None,
         layers: tuple[int | None, int | None],
         loss_per_token: bool,
+        last_only: bool,
     ) -> tuple[Callable[..., Any], Tensor, Mask | None, tuple[int, int]]:
         """Check a call, and choose how it runs. A compiler that traced this would fix for ever who listens."""
         if return_type not in ("logits", "loss", "both", None):
             raise ValueError(f"return_type={return_type!r}; allowed: 'logits', 'loss', 'both', None")
         if return_type in ("loss", "both") and layers[1] is not None:
             raise ValueError(f"return_type={return_type!r}, but stop_at_layer={layers[1]} returns the stream")
+        if last_only and return_type in ("loss", "both"):
+            raise ValueError(f"last_only leaves out the logits that return_type={return_type!r} needs")
         if loss_per_token and return_type not in ("loss", "both"):
             raise ValueError(f"loss_per_token is for return_type 'loss' or 'both', not {return_type!r}")
         if past is not None and not isinstance(past, KVCache):
@@ -227,6 +233,7 @@ class HookedGPT(TextInterface):
         to_the_end: bool,
         return_type: ReturnType,
         loss_per_token: bool,
+        last_only: bool,
         mask: Mask | None,
         kv_cache: KVCache | None,
     ) -> Any:
@@ -246,6 +253,8 @@ class HookedGPT(TextInterface):
             resid = layer(resid, this)
         if not to_the_end:
             return resid
+        if last_only and not is_heard(*self._end_points()):
+            resid = resid[:, -1:]
         final = self.ln_final(resid)
         if return_type is None and not is_heard(self.unembed.hook_in, self.unembed.hook_out):
             return None  # nobody wants the logits
@@ -257,6 +266,9 @@ class HookedGPT(TextInterface):
         new_mask = None if mask is None else mask[:, n_past:]
         loss = next_token_loss(logits, x, new_mask, loss_per_token)
         return loss if return_type == "loss" else (logits, loss)
+
+    def _end_points(self) -> list[HookPoint]:
+        return [point for name, point in self.hook_dict.items() if name.startswith(("ln_final.", "unembed."))]
 
     def into_stream(self, tokens: Int[Tensor, "batch pos"], where: Int[Tensor, "#batch pos"]) -> Stream:
         """What the tokens put into the stream before the first block."""

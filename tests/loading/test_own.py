@@ -1,12 +1,10 @@
 """Our own format: round trips, shards, damage, a kill at any moment, safety, memory."""
 
 import json
+import multiprocessing
 import os
 import pickle
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from interp import HookedGPT
 from interp.tokenization import Tokenizer
 from tests.families import saved_model
+from tests.loading.killed import save_in_turn
 from tests.variants import VARIANTS, some_tokens, variant
 
 TOKENS = some_tokens()
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.parametrize("size", [2**30, 4000], ids=["one file", "shards"])
@@ -64,31 +62,24 @@ def test_a_save_over_another_leaves_no_trace_of_it(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_whole_model(tmp_path: Path) -> None:
     draw = random.Random(0)
-    seen: set[bytes] = set()
-    whole = {variant("gpt2", seed=seed).W_E.detach().numpy().tobytes() for seed in (0, 1)}
-    for _ in range(10):
-        run = subprocess.Popen(
-            [sys.executable, "-m", "tests.loading.killed", str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT, text=True
-        )
-        assert run.stdout is not None
-        run.stdout.readline()
-        for _ in range(5):  # moments between which it goes on
-            time.sleep(draw.random() / 20)
-            run.send_signal(signal.SIGSTOP)
-            loaded = HookedGPT.from_pretrained(tmp_path)
-            weights = loaded.W_E.detach().numpy().tobytes()
-            assert weights in whole
-            assert torch.equal(loaded.W_E, variant("gpt2", seed=loaded.cfg.seed).W_E), (
-                "config and weights belong together"
-            )
-            seen.add(weights)
-            run.send_signal(signal.SIGCONT)
+    models = [variant("gpt2", seed=seed) for seed in (0, 1)]
+    models[0].save_pretrained(tmp_path)
+    forks = multiprocessing.get_context("forkserver")  # a process of its own, without the start-up of a new one
+    forks.set_forkserver_preload(["tests.loading.killed"])
+    seen = set()
+    for _ in range(50):
+        begun = forks.Event()
+        saver = forks.Process(target=save_in_turn, args=(str(tmp_path), begun))
+        saver.start()
+        assert begun.wait(60)
         time.sleep(draw.random() / 20)
-        run.kill()
-        run.wait()
-        run.stdout.close()
-        assert HookedGPT.from_pretrained(tmp_path).W_E.detach().numpy().tobytes() in whole
-    assert seen == whole
+        assert saver.is_alive()
+        saver.kill()
+        saver.join()
+        loaded = HookedGPT.from_pretrained(tmp_path)
+        assert torch.equal(loaded.W_E, models[loaded.cfg.seed].W_E), "config and weights belong together"
+        seen.add((loaded.cfg.seed, (tmp_path / "model.safetensors.index.json").exists()))
+    assert len(seen) == 4, "each model was found, in one file and in shards"
 
 
 def damage(folder: Path, draw: random.Random) -> None:

@@ -1,0 +1,220 @@
+"""Sampling, a token at a time, over a KV cache."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from interp.tokenization import Tokenizer
+
+Logits = Float[Tensor, "batch d_vocab"]
+Tokens = Int[Tensor, "batch pos"]
+_step: ContextVar[int | None] = ContextVar("step", default=None)
+
+
+def current_step() -> int | None:
+    """Inside a hook: which step of a generation this is, 0 for the prompt's pass; None outside of one."""
+    return _step.get()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen. `temperature=0` takes the likeliest."""
+
+    temperature: int | float = 1.0
+    top_k: int | None = None  # only the k likeliest
+    top_p: int | float | None = None  # only the likeliest that together have this probability
+    min_p: int | float | None = None  # only those at least this likely, relative to the likeliest
+    repetition_penalty: int | float = 1.0
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "temperature": self.temperature >= 0,
+            "top_k": self.top_k is None or self.top_k >= 1,
+            "top_p": self.top_p is None or 0 < self.top_p <= 1,
+            "min_p": self.min_p is None or 0 <= self.min_p <= 1,
+            "repetition_penalty": self.repetition_penalty > 0,
+        }
+        ranges = "temperature >= 0, top_k >= 1, 0 < top_p <= 1, 0 <= min_p <= 1, repetition_penalty > 0"
+        if wrong := {name: getattr(self, name) for name, is_allowed in allowed.items() if not is_allowed}:
+            raise ValueError(f"these choices make no distribution: {wrong}; allowed: {ranges}")
+
+    def distribution(self, logits: Logits, seen: Tokens, is_real: Bool[Tensor, "batch pos"] | None = None) -> Logits:
+        """The probabilities that the next token is drawn from; the order of filters is that of `transformers`."""
+        logits = logits.float()
+        if self.repetition_penalty != 1:
+            logits = penalise(logits, seen, self.repetition_penalty, is_real)
+        if self.temperature == 0:
+            return torch.zeros_like(logits).scatter(1, logits.argmax(-1, keepdim=True), 1.0)
+        logits = logits / self.temperature
+        if self.top_k is not None:
+            logits = keep_top_k(logits, self.top_k)
+        if self.top_p is not None:
+            logits = keep_top_p(logits, self.top_p)
+        if self.min_p is not None:
+            logits = keep_min_p(logits, self.min_p)
+        return logits.softmax(-1)
+
+
+def penalise(logits: Logits, seen: Tokens, penalty: float, is_real: Bool[Tensor, "batch pos"] | None = None) -> Logits:
+    """Logits of tokens that were seen, divided by the penalty where positive and multiplied by it where negative."""
+    was_seen = torch.zeros_like(logits).scatter_add(
+        1, seen, torch.ones_like(seen, dtype=logits.dtype) if is_real is None else is_real.to(logits.dtype)
+    )
+    return torch.where(was_seen > 0, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def keep_top_k(logits: Logits, k: int) -> Logits:
+    """All but the k largest logits at -inf."""
+    least = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def keep_top_p(logits: Logits, p: float) -> Logits:
+    """The fewest largest logits that have probability p together; the others at -inf."""
+    ascending, order = logits.sort(-1)
+    below = ascending.softmax(-1).cumsum(-1) <= 1 - p
+    below[:, -1] = False  # the likeliest always stays
+    return logits.masked_fill(below.scatter(1, order, below), -torch.inf)
+
+
+def keep_min_p(logits: Logits, p: float) -> Logits:
+    """Logits whose probability is at least p times the largest; the others at -inf."""
+    probs = logits.softmax(-1)
+    return logits.masked_fill(probs < p * probs.amax(-1, keepdim=True), -torch.inf)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was generated: the tokens with their prompt, the new ones' log-probabilities, and what else was asked for.
+
+    Log-probabilities are the model's own, before temperature and filters. Where a row had ended, they are 0 and its
+    tokens are padding; `lengths` counts each row's new tokens up to its end.
+    """
+
+    tokens: Tokens
+    log_probs: Float[Tensor, "batch new"]
+    lengths: Int[Tensor, " batch"]
+    text: list[str] | None
+    cache: Any = None
+
+
+class Ends:
+    """Which rows have ended: by a token, or by a text among what they generated."""
+
+    def __init__(self, stop: Sequence[str | int], eos: int | None, tokenizer: Tokenizer | None, n_rows: int) -> None:
+        self._texts = [one for one in stop if isinstance(one, str)]
+        self._tokens = [one for one in stop if isinstance(one, int)] + ([] if eos is None else [eos])
+        if self._texts and tokenizer is None:
+            raise ValueError(f"stop={self._texts} are texts, and this model has no tokenizer; give token ids")
+        if any(not text for text in self._texts):
+            raise ValueError("stop has an empty text, which every text contains")
+        self._tokenizer = tokenizer
+        self._rows: list[list[int]] = [[] for _ in range(n_rows)]
+        self.can_come = bool(self._texts or self._tokens)
+
+    def after(self, tokens: Int[Tensor, " batch"], has_ended: Bool[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+        if not self.can_come:
+            return has_ended
+        if self._tokens:
+            has_ended = has_ended | torch.isin(tokens, torch.tensor(self._tokens, device=tokens.device))
+        if self._texts:
+            assert self._tokenizer is not None
+            found = []
+            reach = max(len(text.encode()) for text in self._texts)  # a token is at least a byte
+            for row, token in zip(self._rows, tokens.tolist(), strict=True):
+                row.append(token)
+                tail = self._tokenizer.decode(row[-reach - 4 :])
+                found.append(any(text in tail for text in self._texts))
+            has_ended = has_ended | torch.tensor(found, device=tokens.device)
+        return has_ended
+
+
+def left_padded(tokens: Tokens, mask: Tensor | None) -> tuple[Tokens, Bool[Tensor, "batch pos"] | None]:
+    """The same rows with all padding on the left, so that each ends with its last real token."""
+    if mask is None:
+        return tokens, None
+    if mask.shape != tokens.shape:
+        raise ValueError(f"attention_mask has shape {list(mask.shape)}; the tokens have {list(tokens.shape)}")
+    is_real = mask.to(tokens.device).bool()
+    order = is_real.long().argsort(dim=1, stable=True)
+    return tokens.gather(1, order), is_real.gather(1, order)
+
+
+def generated(
+    model: Any,
+    new_kv_cache: Callable[[int], Any],
+    tokens: Tokens,
+    is_real: Bool[Tensor, "batch pos"] | None,
+    sampling: Sampling,
+    ends: Ends,
+    max_new_tokens: int,
+    pad: int,
+    seed: int | None,
+    slides: bool,
+    record: Callable[..., Tensor] | None,
+) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, " batch"], Bool[Tensor, " batch"]]]:
+    """At each step: the new tokens, their log-probabilities, and which rows had ended before.
+
+    The caller holds the hooks' context while it asks for the next step; nothing is entered across a yield.
+    """
+    n_rows, n_prompt = tokens.shape
+    random = None if seed is None else torch.Generator(tokens.device).manual_seed(seed)
+    past = None if slides else new_kv_cache(n_prompt + max_new_tokens)
+    has_ended = torch.zeros(n_rows, dtype=torch.bool, device=tokens.device)
+    fed, fed_mask = tokens, is_real
+    for step in range(max_new_tokens):
+        if slides:
+            n_ctx = model.cfg.n_ctx
+            fed, fed_mask = tokens[:, -n_ctx:], None if is_real is None else is_real[:, -n_ctx:]
+        with _at_step(step), torch.no_grad():
+            run = model if record is None else record
+            logits = run(fed, attention_mask=fed_mask, past_kv_cache=past, last_only=True)[:, -1]
+            probs = sampling.distribution(logits, tokens, is_real)
+            chosen = (
+                probs.argmax(-1) if sampling.temperature == 0 else torch.multinomial(probs, 1, generator=random)[:, 0]
+            )
+            log_probs = logits.float().log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+        had_ended = has_ended
+        chosen = chosen.masked_fill(had_ended, pad)
+        has_ended = ends.after(chosen, had_ended)
+        yield chosen, log_probs.masked_fill(had_ended, 0.0), had_ended
+        if ends.can_come and bool(has_ended.all()):
+            return
+        tokens = torch.cat((tokens, chosen[:, None]), 1)
+        if is_real is not None:
+            is_real = torch.cat((is_real, torch.ones_like(is_real[:, :1])), 1)
+        fed, fed_mask = tokens[:, -1:], None
+
+
+@contextmanager
+def _at_step(step: int) -> Iterator[None]:
+    token = _step.set(step)
+    try:
+        yield
+    finally:
+        _step.reset(token)
+
+
+def with_progress(steps: Iterator[Any], n_steps: int, progress: bool) -> Iterator[Any]:
+    """The same steps, with a bar once they take long enough to wonder."""
+    return iter(tqdm(steps, total=n_steps, desc="generating", unit="token", delay=1.0, disable=not progress))
+
+
+def joined(parts: list[dict[str, Tensor]], axes: dict[str, list[str]]) -> dict[str, Tensor]:
+    """The activations of successive pieces of a text, as one pass over all of it would have them."""
+    whole = {}
+    for name in parts[0]:
+        pieces = [part[name] for part in parts]
+        if "key_pos" in axes[name]:  # earlier queries did not see later keys
+            n_keys = pieces[-1].shape[-1]
+            unseen = -torch.inf if name.endswith("attn_scores") else 0.0
+            pieces = [torch.nn.functional.pad(piece, (0, n_keys - piece.shape[-1]), value=unseen) for piece in pieces]
+        whole[name] = torch.cat(pieces, axes[name].index("query_pos" if "query_pos" in axes[name] else "pos"))
+    return whole
