@@ -50,15 +50,17 @@ class Checkpoint:
             raise ValueError(f"{self.where} does not fit its config: {told}")
 
     @torch.no_grad()
-    def fill(self, model: nn.Module) -> None:
-        """Copy every tensor to its place, one at a time, in one pass over the files."""
-        ours = dict(model.named_parameters())
-        for name, pieces in self.sources.items():
+    def fill(self, model: nn.Module, device: torch.device | str) -> None:
+        """Give a model on the meta device its weights: one at a time, in one pass over the files."""
+        for name, empty in list(model.named_parameters()):
+            weight = torch.empty(empty.shape, dtype=empty.dtype, device=device)
             row = 0
-            for piece in pieces:
+            for piece in self.sources[name]:
                 tensor = piece.view(self.tensors[piece.name])
-                ours[name][row : row + len(tensor)].copy_(tensor)
+                weight[row : row + len(tensor)].copy_(tensor)
                 row += len(tensor)
+            owner, _, last = name.rpartition(".")
+            setattr(model.get_submodule(owner), last, nn.Parameter(weight))
 
     def _shape(self, pieces: list[Piece]) -> list[int]:
         try:
