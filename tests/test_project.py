@@ -14,7 +14,7 @@ import interp
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"config"},
-    {"hooks", "cache", "metrics", "tokenization"},
+    {"hooks", "recording", "cache", "metrics", "tokenization"},
     {"interventions", "generation", "loading"},
     {"model"},
     {"weights", "training"},

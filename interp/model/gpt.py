@@ -1,5 +1,7 @@
 """HookedGPT: a transformer with a named hook point on every quantity."""
 
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -7,24 +9,22 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from interp.cache import ActivationCache, PosSlice, Recording
-from interp.cache import positions as positions_of
 from interp.config import GPTConfig
-from interp.hooks import HookPoint, Hooks, Names, hooks_in_force, is_heard
+from interp.hooks import HookPoint, hooks_in_force, is_heard
 from interp.loading import open_checkpoint, save
 from interp.model.attention import Pass
 from interp.model.block import Block, block
 from interp.model.embed import Embed, LearnedPositions, SinusoidalPositions, Unembed
-from interp.model.generate import Generates
 from interp.model.init import init_weights
 from interp.model.inputs import (
     Mask,
+    ReturnType,
     allowed_attention,
     checked_layers,
     checked_mask,
@@ -35,15 +35,15 @@ from interp.model.inputs import (
 )
 from interp.model.kv_cache import KVCache
 from interp.model.norms import norm
+from interp.model.observe import Observed
 from interp.model.rotary import rotation
 from interp.model.text import Text
 from interp.tokenization import Tokenizer
 
-ReturnType = Literal["logits", "loss", "both"] | None
 Stream = Float[Tensor, "batch pos d_model"]
 
 
-class HookedGPT(Generates):
+class HookedGPT(Observed):
     """A transformer that can be read, hooked and trained.
 
     The residual stream is the spine: tokens are embedded into it, each block reads it and adds to it, and the logits
@@ -71,6 +71,7 @@ class HookedGPT(Generates):
         self.unembed = Unembed(cfg, self.embed)
         self._compile_options: dict[str, Any] | None = None
         self._compiled: Callable[..., Any] | None = None
+        self._fingerprint: tuple[Any, str] | None = None
         self.setup()
         self.init_weights()
 
@@ -102,6 +103,23 @@ class HookedGPT(Generates):
         cfg = replace(self.cfg, dtype=self.dtype)
         save(folder, cfg, self.tokenizer, dict(self.state_dict()), max_shard_size)
 
+    def fingerprint(self) -> str:
+        """A hash of what the model computes: its config and weights. Computed anew when a weight was written.
+
+        (Writes through `.data` are the one kind that torch does not count.)
+        """
+        weights = self.state_dict()
+        state = tuple((tensor.data_ptr(), tensor._version) for tensor in weights.values())
+        if self._fingerprint is None or self._fingerprint[0] != state:
+            idle = ("device", "seed", "init_mode", "initializer_range", "dropout")
+            cfg = {k: v for k, v in replace(self.cfg, dtype=self.dtype).to_dict().items() if k not in idle}
+            digest = hashlib.sha256(json.dumps(cfg, sort_keys=True).encode())
+            for name, tensor in weights.items():
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            self._fingerprint = state, digest.hexdigest()[:16]
+        return self._fingerprint[1]
+
     def init_weights(self) -> None:
         """Draw every weight anew, as `cfg.init_mode` and `cfg.seed` say."""
         init_weights(self, self.cfg)
@@ -129,7 +147,7 @@ class HookedGPT(Generates):
             torch._dynamo.skip_frame("HookedGPT reads its context outside of what is compiled")
         layers = (start_at_layer, stop_at_layer)
         if not isinstance(input, Tensor):
-            input, attention_mask = self._read_input(input, prepend_bos, attention_mask)
+            input, attention_mask = self.read_input(input, prepend_bos, attention_mask)
         elif prepend_bos is not None:
             raise ValueError("prepend_bos is for text; these are tokens already")
         admitted = _uncompiled(HookedGPT._door)(
@@ -186,14 +204,6 @@ class HookedGPT(Generates):
                 raise ValueError(
                     f"{name or 'the model'} is compiled by itself, and would hear no hook: use model.compile()"
                 )
-
-    def _read_input(self, input: Text, prepend_bos: bool | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        is_list = isinstance(input, list | tuple)
-        if not isinstance(input, str) and not (is_list and all(isinstance(text, str) for text in input)):
-            raise TypeError(f"input is text, texts, or token ids as a tensor [batch pos] or [pos], not {_kind(input)}")
-        if mask is not None:
-            raise ValueError("attention_mask is for tokens; of texts the model knows what is padding")
-        return self.read(input, prepend_bos)
 
     def _check_lengths(self, n_new: int, past: KVCache | None, is_whole: bool) -> None:
         n_past = 0 if past is None else past.length
@@ -279,121 +289,6 @@ class HookedGPT(Generates):
             resid = resid + self.hook_pos_embed(self.pos_embed(where, resid.dtype).expand_as(resid))
         return self.dropout(resid)
 
-    def run_with_cache(
-        self,
-        input: Text | Tensor,
-        return_type: ReturnType = "logits",
-        *,
-        prepend_bos: bool | None = None,
-        names_filter: Names | None = None,
-        pos_slice: PosSlice = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        incl_bwd: bool = False,
-        remove_batch_dim: bool = False,
-        loss_fn: Callable[[Any], Tensor] | None = None,
-        attention_mask: Tensor | None = None,
-        stop_at_layer: int | None = None,
-        start_at_layer: int | None = None,
-        past_kv_cache: KVCache | None = None,
-        fwd_hooks: Hooks = (),
-    ) -> tuple[Any, ActivationCache]:
-        """The model's output and an `ActivationCache` of what `names_filter` names.
-
-        By default all that is always computed, and attention scores and patterns. Positions, device and dtype are
-        applied as each activation is taken. With `incl_bwd` the loss (or `loss_fn` of the output) is differentiated,
-        and gradients are under `NAME_grad`; no parameter's `.grad` is touched.
-        """
-        if not isinstance(input, Tensor):
-            input, attention_mask = self._read_input(input, prepend_bos, attention_mask)
-            prepend_bos = None
-        fwd_hooks = list(fwd_hooks)
-        reach = {"start_at_layer": start_at_layer, "stop_at_layer": stop_at_layer}
-        names = self.hook_names(self._cached_by_default(**reach) if names_filter is None else names_filter)
-        self.check_reach([hook[0] for hook in fwd_hooks], **reach)
-        if names_filter is not None and not callable(names_filter):
-            self.check_reach([names_filter], **reach)
-        if loss_fn is not None and not incl_bwd:
-            raise ValueError("loss_fn is what incl_bwd=True differentiates; without it, it would not be called")
-        if incl_bwd and torch.is_inference_mode_enabled():
-            raise ValueError("incl_bwd needs gradients, and torch.inference_mode allows none; leave it, or use no_grad")
-        n_pos = input.shape[-1] if start_at_layer is None else input.shape[1]
-        chosen = positions_of(pos_slice, n_pos, attention_mask)
-        recording = Recording(chosen, device, dtype, keep_nodes=incl_bwd)
-        with (
-            self.hooks(fwd_hooks),
-            self.recording(names, recording.take, incl_bwd),
-            torch.set_grad_enabled(incl_bwd or torch.is_grad_enabled()),
-        ):
-            out = self(
-                input,
-                return_type,
-                prepend_bos=prepend_bos,
-                attention_mask=attention_mask,
-                past_kv_cache=past_kv_cache,
-                **reach,
-            )
-            if incl_bwd:
-                recording.differentiate(_scalar(out if loss_fn is None else loss_fn(out)))
-        tokens = torch.atleast_2d(input) if start_at_layer is None else None
-        cache = ActivationCache(
-            recording.taken, self, tokens=tokens, attention_mask=attention_mask, pos_slice=pos_slice
-        )
-        return out, cache.remove_batch_dim() if remove_batch_dim else cache
-
-    def _cached_by_default(self, start_at_layer: int | None, stop_at_layer: int | None) -> list[str]:
-        cached = [name for name, point in self.hook_dict.items() if point.is_cached_by_default]
-        return [name for name in cached if self._is_reached(name, start_at_layer, stop_at_layer)]
-
-    def _is_reached(self, name: str, start_at_layer: int | None, stop_at_layer: int | None) -> bool:
-        first, last = checked_layers(start_at_layer, stop_at_layer, self.cfg.n_layers)
-        if name.startswith("blocks."):
-            return first <= self.hook_dict[name].layer() < last
-        return start_at_layer is None if name in ("hook_embed", "hook_pos_embed") else stop_at_layer is None
-
-    def check_reach(
-        self,
-        names: Sequence[Names],
-        *,
-        start_at_layer: int | None = None,
-        stop_at_layer: int | None = None,
-        **_: Any,
-    ) -> None:
-        """Raise if a hook named exactly could not fire between these layers."""
-        listed = [n for entry in names if not callable(entry) for n in ([entry] if isinstance(entry, str) else entry)]
-        exact = [name for name in listed if name in self.hook_dict]
-        if missed := [name for name in exact if not self._is_reached(name, start_at_layer, stop_at_layer)]:
-            raise ValueError(
-                f"these hooks would never fire: {missed}; the call runs with "
-                f"start_at_layer={start_at_layer}, stop_at_layer={stop_at_layer}"
-            )
-
-    def describe_hooks(self) -> "Table":
-        """A table of every hook point: its name, axes and formula, and when it is computed."""
-        rows: dict[str, tuple[str, str, str]] = {}
-        for name, point in self.hook_dict.items():
-            shared = name.replace(f"blocks.{point.layer()}.", "blocks.{layer}.") if name.startswith("blocks.") else name
-            rows[shared] = (point.axes, "on demand" if point.on_demand else "always", point.formula)
-        header = ("name", "axes", "computed", "formula")
-        table = [header, *((name, *row) for name, row in rows.items())]
-        widths = [max(len(row[i]) for row in table) for i in range(3)]
-        return Table("\n".join("  ".join(c.ljust(w) for c, w in zip(row, [*widths, 0], strict=True)) for row in table))
-
-    def cache_size(self, tokens: Tensor, names_filter: Names | None = None) -> int:
-        """The bytes that `run_with_cache` would keep for these tokens."""
-        n_rows, n_pos = torch.atleast_2d(tokens).shape
-        cfg = self.cfg
-        sizes = {"batch": n_rows, "pos": n_pos, "query_pos": n_pos, "key_pos": n_pos, "1": 1}
-        sizes |= {"head": cfg.n_heads, "kv_head": cfg.n_key_value_heads, "d_head": cfg.d_head}
-        sizes |= {"d_model": cfg.d_model, "d_mlp": cfg.d_mlp, "d_vocab_out": cfg.d_vocab_out}
-        total = 0
-        for name in self.hook_names(self._cached_by_default(None, None) if names_filter is None else names_filter):
-            elements = 1
-            for axis in self.hook_dict[name].axes.split():
-                elements *= sizes[axis]
-            total += elements * (4 if name.endswith("hook_scale") and self.dtype.itemsize == 2 else self.dtype.itemsize)
-        return total
-
     def check(self) -> "HookedGPT":
         """Raise if a weight is not finite, naming the first."""
         for name, parameter in self.named_parameters():
@@ -407,7 +302,10 @@ class HookedGPT(Generates):
         self._compile_options, self._compiled = options, None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_compiled": None}  # compiled again where the copy is first called
+        return self.__dict__ | {
+            "_compiled": None,
+            "_fingerprint": None,
+        }  # compiled again where the copy is first called
 
 
 @lru_cache
@@ -418,20 +316,3 @@ def _disabled(fn: Callable[..., Any]) -> Callable[..., Any]:
 def _uncompiled(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn`, hidden from a compiler that may surround this call. (Asking for one that is not there would load it.)"""
     return _disabled(fn) if "torch._dynamo" in sys.modules else fn
-
-
-class Table(str):
-    """Text that a notebook shows as it is."""
-
-    __repr__ = str.__str__
-
-
-def _kind(input: object) -> str:
-    return f"a {type(input).__name__}" + (f" of {type(input[0]).__name__}" if isinstance(input, list) and input else "")
-
-
-def _scalar(loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        given = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(f"incl_bwd differentiates one number: use return_type='loss' or give loss_fn; got {given}")
-    return loss.reshape(())

@@ -1,5 +1,7 @@
 """Checks at the model's door: what may be read, with which mask, after which past."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -8,6 +10,7 @@ from torch import Tensor
 from interp.config import GPTConfig
 from interp.model.kv_cache import KVCache
 
+ReturnType = Literal["logits", "loss", "both"] | None
 Mask = Bool[Tensor, "batch key_pos"]  # True where a token is real; keys are those of the past and the new ones
 
 

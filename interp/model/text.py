@@ -45,6 +45,15 @@ class TextInterface(StackedWeights):
             mask[i, here] = 1
         return tokens.to(self.device), None if mask.all() else mask.to(self.device)
 
+    def read_input(self, input: Text, prepend_bos: bool | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What was given to the model, if it is text, as tokens and mask."""
+        is_list = isinstance(input, list | tuple)
+        if not isinstance(input, str) and not (is_list and all(isinstance(text, str) for text in input)):
+            raise TypeError(f"input is text, texts, or token ids as a tensor [batch pos] or [pos], not {_kind(input)}")
+        if mask is not None:
+            raise ValueError("attention_mask is for tokens; of texts the model knows what is padding")
+        return self.read(input, prepend_bos)
+
     def to_string(self, tokens: Int[Tensor, "..."] | Sequence[int] | int) -> str | list[str]:
         """The text of tokens `[pos]`, or the texts of tokens `[batch pos]`."""
         ids = torch.as_tensor(tokens)
@@ -105,3 +114,7 @@ class TextInterface(StackedWeights):
                 "prepend_bos: this model's tokenizer has no beginning-of-text token; pass prepend_bos=False"
             )
         return [bos]
+
+
+def _kind(input: object) -> str:
+    return f"a {type(input).__name__}" + (f" of {type(input[0]).__name__}" if isinstance(input, list) and input else "")

@@ -51,6 +51,23 @@ def test_the_tokenizer_comes_along_and_dtype_and_device_can_be_chosen(tmp_path: 
     assert Tokenizer.load(tmp_path).encode("the cat") == tokenizer.encode("the cat")
 
 
+def test_a_fingerprint_names_config_and_weights(tmp_path: Path) -> None:
+    model = variant("gpt2")
+    name = model.fingerprint()
+    model.save_pretrained(tmp_path)
+    assert HookedGPT.from_pretrained(tmp_path).fingerprint() == model.fingerprint() == name
+    assert variant("gpt2").fingerprint() == name
+    assert variant("gpt2", eps=1e-4).fingerprint() != name
+    assert variant("gpt2").double().fingerprint() != name
+    with torch.no_grad():
+        model.blocks[1].attn.W_Q[0, 0, 0] += 1
+    changed = model.fingerprint()
+    assert changed != name
+    model(TOKENS, "loss").backward()
+    torch.optim.AdamW(model.parameters()).step()
+    assert model.fingerprint() not in (changed, name)
+
+
 def test_a_save_over_another_leaves_no_trace_of_it(tmp_path: Path) -> None:
     one, two = variant("gpt2"), variant("llama")
     for model, size in ((one, 4000), (two, 4000), (one, 2**30), (two, 4000), (two, 2**30)):
