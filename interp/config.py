@@ -29,6 +29,15 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     original_n_ctx: int = 8192
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "llama3"):
+            raise ValueError(f"RopeScaling has kind={self.kind!r}; allowed: 'linear', 'llama3'")
+        if (
+            min(self.factor, self.low_freq_factor, self.original_n_ctx) <= 0
+            or self.high_freq_factor <= self.low_freq_factor
+        ):
+            raise ValueError(f"{self}: factors and lengths are positive, and high_freq_factor exceeds low_freq_factor")
+
 
 DTYPES = {
     "float64": torch.float64,
@@ -162,6 +171,8 @@ def _type_faults(cfg: GPTConfig) -> list[str]:
         kinds = tuple(int | float if choice is float else choice for choice in choices)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             faults.append(f"{name}={value!r} is a {type(value).__name__}; it must be {expected}")
+    if cfg.attn_types is not None and not isinstance(cfg.attn_types, tuple):
+        return [*faults, f"attn_types={cfg.attn_types!r}; it must be a tuple, one entry a layer"]
     for attn_type in cfg.attn_types or ():
         if attn_type not in get_args(AttentionType):
             faults.append(f"attn_types has {attn_type!r}; allowed: {list(get_args(AttentionType))}")
@@ -214,6 +225,8 @@ def _size_faults(cfg: GPTConfig) -> list[str]:
         faults.append(f"tie_word_embeddings with d_vocab={cfg.d_vocab} but d_vocab_out={cfg.d_vocab_out}")
     if cfg.attn_types is not None and len(cfg.attn_types) != cfg.n_layers:
         faults.append(f"attn_types names {len(cfg.attn_types)} layers; n_layers={cfg.n_layers}")
+    if cfg.window_size is not None and cfg.attn_types is not None and "local" not in cfg.attn_types:
+        faults.append(f"window_size={cfg.window_size} would have no effect: no layer of attn_types is 'local'")
     if cfg.window_size is not None and cfg.attention_dir == "bidirectional":
         faults.append("window_size needs attention_dir='causal'")
     if cfg.parallel_attn_mlp and cfg.norm_position != "pre":

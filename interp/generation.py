@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp.tokenization import Tokenizer
+from interp.tokenization import TextStream, Tokenizer
 
 Logits = Float[Tensor, "batch d_vocab"]
 Tokens = Int[Tensor, "batch pos"]
@@ -52,7 +53,7 @@ class Sampling:
             logits = penalise(logits, seen, self.repetition_penalty, is_real)
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter(1, logits.argmax(-1, keepdim=True), 1.0)
-        logits = logits / self.temperature
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # finite, however cold
         if self.top_k is not None:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None:
@@ -64,9 +65,8 @@ class Sampling:
 
 def penalise(logits: Logits, seen: Tokens, penalty: float, is_real: Bool[Tensor, "batch pos"] | None = None) -> Logits:
     """Logits of tokens that were seen, divided by the penalty where positive and multiplied by it where negative."""
-    was_seen = torch.zeros_like(logits).scatter_add(
-        1, seen, torch.ones_like(seen, dtype=logits.dtype) if is_real is None else is_real.to(logits.dtype)
-    )
+    counts = torch.ones_like(seen) if is_real is None else is_real
+    was_seen = torch.zeros_like(logits).scatter_add(1, seen, counts.to(logits.dtype))
     return torch.where(was_seen > 0, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
@@ -94,8 +94,8 @@ def keep_min_p(logits: Logits, p: float) -> Logits:
 class Generation:
     """What was generated: the tokens with their prompt, the new ones' log-probabilities, and what else was asked for.
 
-    Log-probabilities are the model's own, before temperature and filters. Where a row had ended, they are 0 and its
-    tokens are padding; `lengths` counts each row's new tokens up to its end.
+    Log-probabilities are the model's own, in float32, before temperature and filters. Where a row had ended, they are 0
+    and its tokens are padding; `lengths` counts each row's new tokens up to its end.
     """
 
     tokens: Tokens
@@ -108,15 +108,18 @@ class Generation:
 class Ends:
     """Which rows have ended: by a token, or by a text among what they generated."""
 
-    def __init__(self, stop: Sequence[str | int], eos: int | None, tokenizer: Tokenizer | None, n_rows: int) -> None:
+    def __init__(
+        self, stop: Sequence[str | int], eos: int | None, tokenizer: Tokenizer | None, prompts: list[list[int]]
+    ) -> None:
         self._texts = [one for one in stop if isinstance(one, str)]
-        self._tokens = [one for one in stop if isinstance(one, int)] + ([] if eos is None else [eos])
+        self._tokens = [index(one) for one in stop if not isinstance(one, str)] + ([] if eos is None else [eos])
         if self._texts and tokenizer is None:
             raise ValueError(f"stop={self._texts} are texts, and this model has no tokenizer; give token ids")
         if any(not text for text in self._texts):
             raise ValueError("stop has an empty text, which every text contains")
-        self._tokenizer = tokenizer
-        self._rows: list[list[int]] = [[] for _ in range(n_rows)]
+        self._reach = max(map(len, self._texts), default=0)
+        self._tails = [""] * len(prompts)
+        self._streams = [TextStream(tokenizer, row) for row in prompts] if tokenizer and self._texts else []
         self.can_come = bool(self._texts or self._tokens)
 
     def after(self, tokens: Int[Tensor, " batch"], has_ended: Bool[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
@@ -125,24 +128,23 @@ class Ends:
         if self._tokens:
             has_ended = has_ended | torch.isin(tokens, torch.tensor(self._tokens, device=tokens.device))
         if self._texts:
-            assert self._tokenizer is not None
-            found = []
-            reach = max(len(text.encode()) for text in self._texts)  # a token is at least a byte
-            for row, token in zip(self._rows, tokens.tolist(), strict=True):
-                row.append(token)
-                tail = self._tokenizer.decode(row[-reach - 4 :])
-                found.append(any(text in tail for text in self._texts))
+            found = [self._ends(row, token) for row, token in enumerate(tokens.tolist())]
             has_ended = has_ended | torch.tensor(found, device=tokens.device)
         return has_ended
+
+    def _ends(self, row: int, token: int) -> bool:
+        new = self._tails[row] + self._streams[row].push(token)
+        self._tails[row] = new[-self._reach :]
+        return any(text in new for text in self._texts)
 
 
 def left_padded(tokens: Tokens, mask: Tensor | None) -> tuple[Tokens, Bool[Tensor, "batch pos"] | None]:
     """The same rows with all padding on the left, so that each ends with its last real token."""
     if mask is None:
         return tokens, None
-    if mask.shape != tokens.shape:
+    is_real = torch.atleast_2d(mask).to(tokens.device).bool()
+    if is_real.shape != tokens.shape:
         raise ValueError(f"attention_mask has shape {list(mask.shape)}; the tokens have {list(tokens.shape)}")
-    is_real = mask.to(tokens.device).bool()
     order = is_real.long().argsort(dim=1, stable=True)
     return tokens.gather(1, order), is_real.gather(1, order)
 

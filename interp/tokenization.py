@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,7 +27,7 @@ class Merge:
 
 
 class Tokenizer:
-    """Token ids of texts, without special tokens; decoding gives the text back exactly.
+    """Token ids of texts, without special tokens. Decoding bytes, characters and byte-level BPE is exact.
 
     `bos_token_id` is what `prepend_bos` prepends, `pad_token_id` what fills ragged batches. Special tokens that are
     spelled out in a text are read as such.
@@ -67,7 +68,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], d_vocab: int, progress: bool = True) -> "Tokenizer":
-        """Byte-level BPE learned from texts, with `d_vocab` tokens, the last of which ends a text."""
+        """Byte-level BPE learned from texts, with at most `d_vocab` tokens, the last of which ends a text."""
         if d_vocab < 257:
             raise ValueError(f"d_vocab={d_vocab}; 256 bytes and an end-of-text token need at least 257")
         backend = _byte_level(models.BPE(), with_end=False)
@@ -97,7 +98,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | os.PathLike[str], **special: str | None) -> "Tokenizer":
         """From a `tokenizer.json`, or a folder with one, or with GPT-2's older pair of files."""
-        where = Path(path)
+        where = Path(path).expanduser()
         file = where / "tokenizer.json" if where.is_dir() else where
         if file.is_file():
             try:
@@ -106,19 +107,37 @@ class Tokenizer:
                 raise ValueError(f"{file}: {error}") from error
         for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
             if (where / vocab).is_file() and (where / merges).is_file():
-                return cls.from_gpt2_files(where / vocab, where / merges)
+                return cls.from_gpt2_files(where / vocab, where / merges, **special)
         looked_for = "tokenizer.json, vocab.json + merges.txt, encoder.json + vocab.bpe"
         raise FileNotFoundError(f"no tokenizer in {where}: looked for {looked_for}")
 
     @classmethod
-    def from_gpt2_files(cls, vocab: str | os.PathLike[str], merges: str | os.PathLike[str]) -> "Tokenizer":
+    def from_gpt2_files(
+        cls, vocab: str | os.PathLike[str], merges: str | os.PathLike[str], **special: str | None
+    ) -> "Tokenizer":
         """From `vocab.json` and `merges.txt`, or `encoder.json` and `vocab.bpe`, as GPT-2 came."""
         try:
             words, pairs = models.BPE.read_file(os.fspath(vocab), os.fspath(merges))
             model = models.BPE(vocab=words, merges=pairs)
         except Exception as error:  # the library raises nothing more precise
             raise ValueError(f"{vocab} and {merges} are no GPT-2 vocabulary: {error}") from error
-        return cls(_byte_level(model), bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+        if END_OF_TEXT not in words:
+            return cls(_byte_level(model, with_end=False), **special)
+        return cls(_byte_level(model), **({"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT} | special))
+
+    def knows(self, token: str) -> bool:
+        """Whether this text is a token of the vocabulary."""
+        return self._backend.token_to_id(token) is not None
+
+    def with_special(
+        self, bos_token: str | None = None, eos_token: str | None = None, pad_token: str | None = None
+    ) -> "Tokenizer":
+        """The same tokenizer with these special tokens, which are read as such where a text spells them out."""
+        special = [token for token in (bos_token, eos_token, pad_token) if token is not None]
+        self._backend.add_special_tokens(
+            [AddedToken(token, normalized=False) for token in special if self.knows(token)]
+        )
+        return Tokenizer(self._backend, bos_token=bos_token, eos_token=eos_token, pad_token=pad_token)
 
     def to_json(self) -> str:
         """The content of a `tokenizer.json`."""
@@ -178,7 +197,12 @@ class Tokenizer:
             raise ValueError("merges are those of byte-level BPE; this tokenizer is of another kind")
         pairs = (tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"])
         ranks = {pair: rank for rank, pair in enumerate(pairs)}
-        words = [list(word) for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(text)]
+        added = [re.escape(token.content) for token in self._backend.get_added_tokens_decoder().values()]
+        words: list[list[str]] = []
+        for i, part in enumerate(re.split(f"({'|'.join(added)})", text) if added else [text]):
+            is_special = i % 2 == 1
+            split = [] if is_special else self._backend.pre_tokenizer.pre_tokenize_str(part)
+            words += [[part]] if is_special else [list(word) for word, _ in split]
         steps: list[Merge] = []
         for word in words:
             while len(word) > 1:
@@ -209,7 +233,12 @@ class Tokenizer:
         if self._anchor is None:
             for token in range(self.d_vocab):
                 text = self.decode([token])
-                if text.isascii() and text.isalpha() and self.decode([token, token]).startswith(text):
+                if (
+                    text.isascii()
+                    and text.isalpha()
+                    and not str(self._backend.id_to_token(token)).startswith("<0x")
+                    and self.decode([token, token]).startswith(text)
+                ):
                     self._anchor = token, text
                     break
             else:
@@ -220,10 +249,10 @@ class Tokenizer:
 class TextStream:
     """Text that grows a token at a time, given out in whole characters only."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._tokens: list[int] = []  # those given out last, which the next may lean on, and those not yet given out
-        self._n_given = 0
+        self._tokens = list(before[-8:])  # what was given out last, which the next may lean on; then what was not yet
+        self._n_given = len(self._tokens)
 
     def push(self, token: int) -> str:
         """The text that this token completes; empty while a character is unfinished."""

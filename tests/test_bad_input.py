@@ -44,6 +44,8 @@ def errors() -> dict[str, tuple[str, str]]:
         ("config types", "ValueError", "gated_mlp=1 is a int"),
         ("config types", "ValueError", "d_head='5' is a str"),
         ("config layers", "ValueError", "attn_types has 'far'; allowed: ['global', 'local']"),
+        ("attention types", "ValueError", "it must be a tuple, one entry a layer"),
+        ("rope kind", "ValueError", "kind='yarn'; allowed: 'linear', 'llama3'"),
         ("config dtype", "ValueError", "dtype=torch.int8; allowed:"),
     ],
 )
@@ -150,6 +152,7 @@ def test_check_names_the_first_weight_that_is_not_finite(model: HookedGPT, value
         ("gpt2", {"normalization_type": None, "eps": 0.1}, "eps=0.1 would have no effect: there is no norm"),
         ("gemma2", {"window_size": None}, "would have no effect: there is no window"),
         ("gemma2", {"attn_types": ("local",)}, "attn_types names 1 layers; n_layers=2"),
+        ("gemma2", {"attn_types": ("global", "global")}, "window_size=4 would have no effect"),
         ("encoder", {"window_size": 3}, "window_size needs attention_dir='causal'"),
         ("gpt2", {"qk_norm_over_width": True}, "queries and keys are not normed"),
         ("gptj", {"rotary_dim": 3}, "rotary_dim=3; it must be even"),

@@ -226,6 +226,53 @@ def test_beyond_the_context_is_an_error_or_slides() -> None:
     assert torch.equal(slid, by_hand)
 
 
+def llama_like() -> Tokenizer:
+    """Words marked by a leading ▁, bytes where there is no word."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers
+
+    words = ["<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "h", "i", "a", "b", "▁a", "▁h", "▁b"]
+    merges = [("▁", "a"), ("▁", "h"), ("▁", "b")]
+    backend = Backend(models.BPE({word: i for i, word in enumerate(words)}, merges, byte_fallback=True, fuse_unk=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    return Tokenizer(backend, eos_token="</s>")
+
+
+def test_words_with_marks_and_bytes_stream_and_stop_as_they_read() -> None:
+    tokenizer = llama_like()
+    model = variant("gpt2", d_vocab=tokenizer.d_vocab, n_ctx=48, tie_word_embeddings=False, default_prepend_bos=False)
+    model.tokenizer = tokenizer
+    written = tokenizer.encode(" a b")[1:] + tokenizer.encode("好好")[1:]  # the first piece is the text's own mark
+
+    def forced(logits: Tensor, hook: object) -> Tensor:
+        step = current_step()
+        assert step is not None
+        wanted = torch.full_like(logits, -100.0)
+        wanted[..., ([*written, tokenizer.eos_token_id])[min(step, len(written))]] = 0.0
+        return wanted
+
+    with model.hooks([("unembed.hook_out", forced)]):
+        whole = model.generate("hi", 12, temperature=0)
+        pieces = list(model.generate("hi", 12, temperature=0, stream=True))
+        stopped = model.generate("hi", 12, temperature=0, stop=" b")
+        at_character = model.generate("hi", 12, temperature=0, stop="好")
+    assert whole.endswith("a b好好")
+    assert "hi" + "".join(pieces) == whole, "no space is lost, and the end-of-text token is not shown"
+    assert stopped == whole[: whole.index(" b") + 2]
+    assert at_character == whole[: whole.index("好") + 1]
+    assert model.to_str_tokens("好")[-3:] == ["\ufffd"] * 3
+
+
+def test_cold_samples_are_greedy_and_ids_of_any_integer_type_stop(model: HookedGPT) -> None:
+    greedy = model.generate("ab", 6, temperature=0, stop_at_eos=False)
+    assert model.generate("ab", 6, temperature=1e-40, stop_at_eos=False) == greedy
+    first = model.generate("ab", 1, temperature=0, stop_at_eos=False, return_type="full").tokens[0, -1]
+    ended = model.generate("ab", 6, temperature=0, stop_at_eos=False, stop=[first.numpy()[()]], return_type="full")
+    assert ended.lengths.tolist() == [1]
+
+
 def test_choices_that_make_no_sense_are_refused(model: HookedGPT) -> None:
     with pytest.raises(ValueError, match=r"make no distribution: \{'temperature': -1, 'top_p': 0.0\}.*allowed"):
         model.generate("a", 2, temperature=-1, top_p=0.0)
@@ -238,6 +285,10 @@ def test_choices_that_make_no_sense_are_refused(model: HookedGPT) -> None:
         model.generate("a", 2, stream=True, cache=True)
     with pytest.raises(ValueError, match="without on_overflow='slide'"):
         model.generate("a", 2, cache=True, on_overflow="slide")
+    with pytest.raises(ValueError, match="attention_mask is for tokens"):
+        model.generate("a", 2, attention_mask=torch.ones(1, 2))
+    with pytest.raises(ValueError, match="prepend_bos is for text"):
+        model.generate(TOKENS, 2, prepend_bos=True)
     with pytest.raises(ValueError, match="does not generate"):
         variant("encoder").generate(TOKENS, 2)
     plain = variant("gpt2")

@@ -287,6 +287,7 @@ def test_a_hook_may_return_another_precision(model: HookedGPT) -> None:
     assert out.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_sixteen_threads_share_one_model_each_with_hooks_of_its_own() -> None:
     model = variant("gpt2")
     inputs = [torch.roll(TOKENS, i, 1) for i in range(16)]

@@ -1,5 +1,6 @@
 """Tokenizers: exact round trips, training, files, merges, streams."""
 
+import json
 import random
 from pathlib import Path
 
@@ -100,13 +101,29 @@ def test_a_damaged_file_is_one_clear_error(content: str, tmp_path: Path) -> None
 
 @given(st.text())
 def test_merges_lead_from_bytes_to_the_tokens(text: str) -> None:
-    text = text.replace("<|endoftext|>", "")
     steps = BPE.merges(text)
     if steps:
         assert steps[-1].pieces == list(BPE.token_strings(BPE.encode(text)))
         assert all("\ufffd" in step.left + step.right or step.left + step.right in step.pieces for step in steps)
     else:
         assert len(BPE.encode(text)) == len(text.encode())
+
+
+def test_merges_leave_special_tokens_whole() -> None:
+    steps = BPE.merges("the<|endoftext|>the")
+    assert steps[-1].pieces == BPE.token_strings(BPE.encode("the<|endoftext|>the"))
+    assert "<|endoftext|>" in steps[0].pieces
+
+
+def test_an_old_pair_of_files_has_the_special_tokens_it_is_told(tmp_path: Path) -> None:
+    model = json.loads(BPE.to_json())["model"]
+    vocab = model["vocab"] | {"</s>": 299, "<pad>": 300}
+    (tmp_path / "vocab.json").write_text(json.dumps({k: v for k, v in vocab.items() if k != "<|endoftext|>"}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"]))
+    tokenizer = Tokenizer.load(tmp_path).with_special(bos_token="</s>", eos_token="</s>", pad_token="<pad>")
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (299, 299, 300)
+    assert tokenizer.encode("</s>the") == [299, *BPE.encode("the")]
+    assert not tokenizer.knows("<|endoftext|>")
 
 
 def test_merges_of_a_known_case() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from interp import GPTConfig, HookedGPT
+from interp.config import RopeScaling
 
 SIZES: dict[str, Any] = {"n_layers": 2, "d_model": 14, "n_heads": 2, "n_ctx": 11, "d_vocab": 13}
 
@@ -35,6 +36,8 @@ def main() -> None:
         "return type": lambda: model(tokens, return_type="logit"),
         "config types": lambda: GPTConfig(**SIZES | {"n_layers": 2.5, "act_fn": "tanh", "gated_mlp": 1, "d_head": "5"}),
         "config layers": lambda: GPTConfig(**SIZES, window_size=3, attn_types=("local", "far")),
+        "attention types": lambda: GPTConfig(**SIZES, window_size=3, attn_types=["local", "local"]),
+        "rope kind": lambda: RopeScaling(kind="yarn", factor=2.0),  # type: ignore[arg-type]
         "config dtype": lambda: GPTConfig(**SIZES, dtype=torch.int8),
     }
     errors = {}

@@ -87,9 +87,12 @@ def _tokenizer(folder: Path) -> tuple[Tokenizer | None, bool]:
             about |= {key: value for key, value in read_json(folder / name).items() if value is not None}
     special = {name: special_token(about.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
     try:
-        tokenizer = Tokenizer.load(folder, **special)
+        tokenizer = Tokenizer.load(folder)
     except FileNotFoundError:
         return None, True
+    known = {name: token for name, token in special.items() if token is not None and tokenizer.knows(token)}
+    if known:
+        tokenizer = tokenizer.with_special(**known)
     return tokenizer, tokenizer.bos_token is not None and about.get("add_bos_token", True) is not False
 
 
@@ -99,7 +102,9 @@ def _downloaded(name: str, revision: str | None, cache_dir: str | Path | None) -
         raise FileNotFoundError(f"no folder {name!r}, and no name on the hub either (those read owner/name)")
     get = partial(huggingface_hub.snapshot_download, name, revision=revision, cache_dir=cache_dir)
     try:
-        folder = Path(get(allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+        folder = Path(
+            get(allow_patterns=["*.json", "*.safetensors", "*.txt"], ignore_patterns=["consolidated*", "original/*"])
+        )
         if not any(folder.glob("*.safetensors")):
             get(allow_patterns=["pytorch_model*.bin"])
         return folder

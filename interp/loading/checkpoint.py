@@ -33,6 +33,7 @@ class Checkpoint:
     tensors: TensorFiles
     sources: Sources
     ignored: Callable[[str], bool] = lambda _: False
+    keeps_dtypes: bool = False  # each weight comes back in its own precision, unless another is asked for
 
     def check(self, model: nn.Module) -> None:
         """Raise if a tensor is missing, left over, or of another shape: all of them in one error."""
@@ -50,10 +51,12 @@ class Checkpoint:
             raise ValueError(f"{self.where} does not fit its config: {told}")
 
     @torch.no_grad()
-    def fill(self, model: nn.Module, device: torch.device | str) -> None:
+    def fill(self, model: nn.Module, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
         """Give a model on the meta device its weights: one at a time, in one pass over the files."""
         for name, empty in list(model.named_parameters()):
-            weight = torch.empty(empty.shape, dtype=empty.dtype, device=device)
+            is_kept = self.keeps_dtypes and dtype is None
+            stored = self.tensors[self.sources[name][0].name].dtype if is_kept else empty.dtype
+            weight = torch.empty(empty.shape, dtype=stored, device=device)
             row = 0
             for piece in self.sources[name]:
                 tensor = piece.view(self.tensors[piece.name])

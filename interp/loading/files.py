@@ -34,6 +34,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` when it is complete, and leaves nothing when it is not."""
     unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.unlink(missing_ok=True)  # whatever a killed save, or somebody's link, left there
     try:
         yield unfinished
         with unfinished.open("rb") as file:
@@ -102,13 +103,14 @@ class TensorFiles:
         """A file of this folder. (The hub's cache links its files to blobs beside the snapshots.)"""
         if Path(name).name != name:
             raise ValueError(f"{self.folder}: the index names {name!r}, which is no plain file name")
-        path, root = (self.folder / name).resolve(), self.folder.resolve()
+        named, root = self.folder / name, self.folder.resolve()
+        path = named.resolve()
         blobs = root.parent.parent / "blobs"
         if path.parent != root and not (root.parent.name == "snapshots" and path.parent == blobs):
-            raise ValueError(f"{self.folder / name} links to {path}, outside of the folder")
+            raise ValueError(f"{named} links to {path}, outside of the folder")
         if not path.is_file():
-            raise FileNotFoundError(f"{self.folder / name} is missing")
-        return path
+            raise FileNotFoundError(f"{named} is missing")
+        return named
 
     def _names(self, path: Path) -> list[str]:
         if path not in self._open:

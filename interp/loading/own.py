@@ -30,13 +30,13 @@ def save(
     max_shard_size: int = 5 * 2**30,
 ) -> None:
     """Write a model folder, over an older one if need be: at any moment it holds the old model or the new."""
-    target = Path(folder)
+    target = Path(folder).expanduser()
     target.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {"version": VERSION, "cfg": cfg.to_dict(), "tokenizer": None}
     if tokenizer is not None:
         about["tokenizer"] = {"json": tokenizer.to_json(), "special": tokenizer.special_tokens()}
     metadata = {"format": "pt", OURS: json.dumps(about)}
-    shards = _shards({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, max_shard_size)
+    shards = _shards(_apart(state), max_shard_size)
     if len(shards) == 1:
         _write(target / SINGLE, to_bytes(shards[0], metadata))
         (target / INDEX).unlink(missing_ok=True)  # readers prefer it: until now they saw the old model
@@ -75,7 +75,19 @@ def opened(folder: Path, tensors: TensorFiles) -> Checkpoint:
     if config.n_layers > len(tensors):
         raise ValueError(f"{folder} asks for {config.n_layers} layers; the weights are {len(tensors)} tensors")
     sources = {name: [Piece(name)] for name in tensors}
-    return Checkpoint(str(folder), config, tokenizer, tensors, sources)
+    return Checkpoint(str(folder), config, tokenizer, tensors, sources, keeps_dtypes=True)
+
+
+def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, none of which shares memory with another."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        where = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if where in taken else tensor
+        taken.add(where)
+    return apart
 
 
 def _shards(state: dict[str, Tensor], max_size: int) -> list[dict[str, Tensor]]:

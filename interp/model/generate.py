@@ -57,9 +57,11 @@ class Generates(TextInterface):
         return_type = return_type or ("full" if cache is not False else "text" if is_text else "tokens")
         self._check_choices(max_new_tokens, num_return_sequences, return_type, on_overflow, stream, cache)
         if isinstance(input, Tensor):
+            if prepend_bos is not None:
+                raise ValueError("prepend_bos is for text; these are tokens already")
             tokens, mask = torch.atleast_2d(input).to(self.device), attention_mask
         else:
-            tokens, mask = self.read(input, prepend_bos, padding_side="left")
+            tokens, mask = self.read_input(input, prepend_bos, attention_mask, padding_side="left")
         tokens, is_real = left_padded(tokens, mask)
         if on_overflow == "error" and tokens.shape[1] + max_new_tokens - 1 > self.cfg.n_ctx:
             raise ValueError(
@@ -69,19 +71,20 @@ class Generates(TextInterface):
         tokens = tokens.repeat_interleave(num_return_sequences, 0)
         is_real = None if is_real is None else is_real.repeat_interleave(num_return_sequences, 0)
         eos = self._eos(eos_token_id) if stop_at_eos else None
-        ends = Ends([stop] if isinstance(stop, str | int) else stop, eos, self.tokenizer, len(tokens))
-        pad = self.tokenizer.pad_token_id if self.tokenizer is not None else 0 if eos is None else eos
+        prompts = [row.tolist() if is_real is None else row[is_real[i]].tolist() for i, row in enumerate(tokens)]
+        ends = Ends([stop] if isinstance(stop, str | int) else stop, eos, self.tokenizer, prompts)
+        pad = self.pad_token_id() if self.tokenizer is not None or eos is None else eos
         parts: list[dict[str, Tensor]] = []
         record = None if cache is False else partial(self._recorded, parts, None if cache is True else cache)
         slides = on_overflow == "slide" and tokens.shape[1] + max_new_tokens - 1 > self.cfg.n_ctx
         steps = generated(self, KVCache, tokens, is_real, sampling, ends, max_new_tokens, pad, seed, slides, record)
         if stream:
-            pieces = self._pieces(steps, len(tokens), as_text=return_type == "text")
+            pieces = self._pieces(steps, prompts, eos, as_text=return_type == "text")
             return (
                 pieces if not is_text or len(tokens) > 1 or not isinstance(input, str) else (one for (one,) in pieces)
             )
         new = list(with_progress(steps, max_new_tokens, progress))
-        result = self._gathered(tokens, is_real, new, parts, eos)
+        result = self._gathered(tokens, is_real, prompts, new, parts, eos)
         if return_type == "full":
             return result
         if return_type == "tokens":
@@ -119,26 +122,32 @@ class Generates(TextInterface):
         parts.append(dict(part))
         return logits
 
-    def _pieces(self, steps: Iterator[Any], n_rows: int, as_text: bool) -> Iterator[Any]:
+    def _pieces(self, steps: Iterator[Any], prompts: list[list[int]], eos: int | None, as_text: bool) -> Iterator[Any]:
         """The steps, each run in the context of this call: a generator would see that of whoever asks for the next."""
         context = copy_context()
 
         def pieces() -> Iterator[Any]:
-            streams = [TextStream(self._tokenizer()) for _ in range(n_rows)] if as_text else []
+            streams = [TextStream(self._tokenizer(), prompt) for prompt in prompts] if as_text else []
             while (step := context.run(next, steps, None)) is not None:
                 chosen, _, had_ended = step
                 if not as_text:
                     yield chosen
                     continue
                 rows = zip(streams, chosen.tolist(), had_ended.tolist(), strict=True)
-                yield ["" if ended else stream.push(token) for stream, token, ended in rows]
+                yield ["" if ended or token == eos else stream.push(token) for stream, token, ended in rows]
             if as_text and any(rest := [stream.flush() for stream in streams]):
                 yield rest
 
         return pieces()
 
     def _gathered(
-        self, prompt: Tensor, is_real: Tensor | None, new: list[Any], parts: list[dict[str, Tensor]], eos: int | None
+        self,
+        prompt: Tensor,
+        is_real: Tensor | None,
+        prompts: list[list[int]],
+        new: list[Any],
+        parts: list[dict[str, Tensor]],
+        eos: int | None,
     ) -> Generation:
         chosen, log_probs, had_ended = (torch.stack(column, 1) for column in zip(*new, strict=True))
         lengths = (~had_ended).sum(1)
@@ -154,7 +163,7 @@ class Generates(TextInterface):
             text = []
             bos = self.tokenizer.bos_token_id
             for row, length in enumerate(lengths.tolist()):
-                begun = prompt[row].tolist() if is_real is None else prompt[row][is_real[row]].tolist()
+                begun = prompts[row]
                 ended = chosen[row, :length].tolist()
                 begun = begun[1:] if begun and begun[0] == bos else begun
                 text.append(self.tokenizer.decode(begun + (ended[:-1] if ended[-1] == eos else ended)))

@@ -95,7 +95,7 @@ class HookedGPT(Observed):
         with torch.device("meta"):
             model = cls(cfg, checkpoint.tokenizer)
         checkpoint.check(model)
-        checkpoint.fill(model, torch.get_default_device() if device is None else device)
+        checkpoint.fill(model, torch.get_default_device() if device is None else device, dtype)
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], max_shard_size: int = 5 * 2**30) -> None:

@@ -37,7 +37,9 @@ class TextInterface(StackedWeights):
         if empty := [i for i, row in enumerate(rows) if not row]:
             raise ValueError(f"texts {empty} are empty and become no token; prepend_bos=True gives each at least one")
         n_pos = max(map(len, rows))
-        tokens = torch.full((len(rows), n_pos), tokenizer.pad_token_id)
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side={padding_side!r}; allowed: 'left', 'right'")
+        tokens = torch.full((len(rows), n_pos), self.pad_token_id())
         mask = torch.zeros_like(tokens)
         for i, row in enumerate(rows):
             here = slice(n_pos - len(row), n_pos) if padding_side == "left" else slice(len(row))
@@ -45,14 +47,25 @@ class TextInterface(StackedWeights):
             mask[i, here] = 1
         return tokens.to(self.device), None if mask.all() else mask.to(self.device)
 
-    def read_input(self, input: Text, prepend_bos: bool | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def pad_token_id(self) -> int:
+        """What fills ragged batches: the tokenizer's choice, if the model has an embedding for it."""
+        pad = 0 if self.tokenizer is None else self.tokenizer.pad_token_id
+        return pad if pad < self.cfg.d_vocab else 0
+
+    def read_input(
+        self,
+        input: Text,
+        prepend_bos: bool | None,
+        mask: Tensor | None,
+        padding_side: Literal["left", "right"] = "right",
+    ) -> tuple[Tensor, Tensor | None]:
         """What was given to the model, if it is text, as tokens and mask."""
         is_list = isinstance(input, list | tuple)
         if not isinstance(input, str) and not (is_list and all(isinstance(text, str) for text in input)):
             raise TypeError(f"input is text, texts, or token ids as a tensor [batch pos] or [pos], not {_kind(input)}")
         if mask is not None:
             raise ValueError("attention_mask is for tokens; of texts the model knows what is padding")
-        return self.read(input, prepend_bos)
+        return self.read(input, prepend_bos, padding_side)
 
     def to_string(self, tokens: Int[Tensor, "..."] | Sequence[int] | int) -> str | list[str]:
         """The text of tokens `[pos]`, or the texts of tokens `[batch pos]`."""
@@ -90,7 +103,8 @@ class TextInterface(StackedWeights):
     ) -> int:
         """Where a token first or last stands in a text or in tokens."""
         wanted = self.to_single_token(single_token) if isinstance(single_token, str) else single_token
-        ids = (self.to_tokens(input, prepend_bos)[0] if isinstance(input, str) else input.reshape(-1)).tolist()
+        tokens = self.to_tokens(input, prepend_bos)[0] if isinstance(input, str) else torch.as_tensor(input)
+        ids = tokens.reshape(-1).tolist()
         if wanted not in ids:
             raise ValueError(f"token {single_token!r} does not occur in {self.to_str_tokens(ids)}")
         return ids.index(wanted) if mode == "first" else len(ids) - 1 - ids[::-1].index(wanted)

@@ -224,8 +224,40 @@ def test_the_hubs_links_to_its_blobs_are_followed(tmp_path: Path) -> None:
     blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "123"
     variant("gpt2").save_pretrained(blobs)
     snapshot.mkdir(parents=True)
-    (snapshot / "model.safetensors").symlink_to(blobs / "model.safetensors")
+    (blobs / "model.safetensors").rename(blobs / "0123abcd")  # as the hub names them
+    (snapshot / "model.safetensors").symlink_to(blobs / "0123abcd")
     assert HookedGPT.from_pretrained(snapshot).cfg == variant("gpt2").cfg
+    theirs = saved_model("GPT-2", tmp_path / "whole")
+    (snapshot / "model.safetensors").unlink()
+    torch.save(theirs.state_dict(), blobs / "4567cdef")
+    (snapshot / "pytorch_model.bin").symlink_to(blobs / "4567cdef")
+    (snapshot / "config.json").write_text((tmp_path / "whole" / "config.json").read_text())
+    with torch.no_grad():
+        torch.testing.assert_close(HookedGPT.from_pretrained(snapshot)(TOKENS), theirs(TOKENS).logits)
+
+
+def test_saving_follows_no_link_and_knows_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    variant("gpt2").save_pretrained("~/model")
+    assert HookedGPT.from_pretrained("~/model").cfg == variant("gpt2").cfg
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    (tmp_path / "model" / ".model.safetensors.unfinished").symlink_to(outside)
+    variant("gpt2").save_pretrained(tmp_path / "model")
+    assert outside.read_text() == "mine"
+    assert not (tmp_path / "model" / "model.safetensors").is_symlink()
+
+
+def test_each_weight_keeps_its_precision_and_shared_ones_are_saved(tmp_path: Path) -> None:
+    model = variant("gpt2", tie_word_embeddings=False).bfloat16()
+    model.ln_final.float()
+    model.unembed.weight = model.embed.W_E
+    model.save_pretrained(tmp_path)
+    loaded = HookedGPT.from_pretrained(tmp_path)
+    assert [p.dtype for p in loaded.ln_final.parameters()] == [torch.float32] * 2
+    assert loaded.dtype == torch.bfloat16
+    assert torch.equal(loaded.W_U, model.W_U)
+    assert HookedGPT.from_pretrained(tmp_path, dtype=torch.float32).W_E.dtype == torch.float32
 
 
 def test_an_absurd_config_is_refused_before_anything_is_built(tmp_path: Path) -> None:

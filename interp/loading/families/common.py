@@ -18,7 +18,7 @@ def same(tensor: Tensor) -> Tensor:
 def refuse(hf: Config, **expected: Any) -> None:
     """Raise if the checkpoint's config has another value than the one that the family is known to have."""
     for name, value in expected.items():
-        if hf.get(name, value) != value:
+        if hf.get(name) is not None and hf[name] != value:
             raise ValueError(f"config.json has {name}={hf[name]!r}; only {name}={value!r} is supported")
 
 
@@ -28,8 +28,8 @@ def activation(name: str) -> str:
     return names.get(name, name)
 
 
-def rope(hf: Config, d_head: int, fraction: float = 1.0) -> Config:
-    """The fields of rotary positions, from a config of today or of before."""
+def rope(hf: Config, d_head: int, fraction: float | None = None) -> Config:
+    """The fields of rotary positions, from a config of today or of before; `fraction` if the family turns a part."""
     given = dict(hf.get("rope_scaling") or {}) | dict(hf.get("rope_parameters") or {})
     kind = given.get("rope_type", given.get("type", "default"))
     scaling = None
@@ -42,11 +42,12 @@ def rope(hf: Config, d_head: int, fraction: float = 1.0) -> Config:
     elif kind != "default":
         raise ValueError(f"config.json has rope_type={kind!r}; supported: 'default', 'linear', 'llama3'")
     base = given.get("rope_theta", hf.get("rope_theta", hf.get("rotary_emb_base", 10_000.0)))
-    fraction = given.get("partial_rotary_factor", hf.get("partial_rotary_factor", hf.get("rotary_pct", fraction)))
+    if fraction is not None:
+        fraction = given.get("partial_rotary_factor", hf.get("partial_rotary_factor", hf.get("rotary_pct", fraction)))
     return {
         "positional_embedding_type": "rotary",
         "rotary_base": float(base),
-        "rotary_dim": int(d_head * fraction),
+        "rotary_dim": d_head if fraction is None else int(d_head * fraction),
         "rope_scaling": scaling,
     }
 

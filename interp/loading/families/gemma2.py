@@ -19,12 +19,12 @@ NORMS = {
 
 
 def config(hf: Config) -> Config:
-    refuse(hf, attention_bias=False, use_bidirectional_attention=None)
+    refuse(hf, attention_bias=False, use_bidirectional_attention=False)
     return (
         rms_decoder(hf)
         | {
             "norm_position": "both",
-            "act_fn": activation(hf.get("hidden_activation") or hf.get("hidden_act") or "gelu_pytorch_tanh"),
+            "act_fn": activation(hf.get("hidden_activation") or "gelu_pytorch_tanh"),
             "attn_scale": sqrt(hf.get("query_pre_attn_scalar", 256)),
             "attn_scores_soft_cap": hf.get("attn_logit_softcapping"),
             "output_logits_soft_cap": hf.get("final_logit_softcapping"),

@@ -12,7 +12,7 @@ NORMS = {"ln1_post": "post_attention_layernorm", "ln2_post": "post_feedforward_l
 def config(hf: Config) -> Config:
     refuse(hf, attention_bias=False)
     normed = {"norm_position": "output", "use_qk_norm": True, "qk_norm_over_width": True}
-    return rms_decoder(hf) | normed
+    return rms_decoder({"rms_norm_eps": 1e-5} | hf) | normed
 
 
 def sources(cfg: GPTConfig) -> Sources:

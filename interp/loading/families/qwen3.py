@@ -19,6 +19,6 @@ def config(hf: Config) -> Config:
 def sources(cfg: GPTConfig) -> Sources:
     found = rms_decoder_sources(cfg, NORMS)
     for layer in range(cfg.n_layers):
-        for ours, theirs in (("q_norm", "q_norm"), ("k_norm", "k_norm")):
-            found[f"blocks.{layer}.attn.{ours}.w"] = [Piece(f"model.layers.{layer}.self_attn.{theirs}.weight")]
+        for name in ("q_norm", "k_norm"):
+            found[f"blocks.{layer}.attn.{name}.w"] = [Piece(f"model.layers.{layer}.self_attn.{name}.weight")]
     return found
