@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -109,7 +109,11 @@ class Ends:
     """Which rows have ended: by a token, or by a text among what they generated."""
 
     def __init__(
-        self, stop: Sequence[str | int], eos: int | None, tokenizer: Tokenizer | None, prompts: list[list[int]]
+        self,
+        stop: Sequence[str | SupportsIndex],
+        eos: int | None,
+        tokenizer: Tokenizer | None,
+        prompts: list[list[int]],
     ) -> None:
         self._texts = [one for one in stop if isinstance(one, str)]
         self._tokens = [index(one) for one in stop if not isinstance(one, str)] + ([] if eos is None else [eos])

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class Generates(TextInterface):
         top_p: int | float | None = None,
         min_p: int | float | None = None,
         repetition_penalty: int | float = 1.0,
-        stop: str | int | Sequence[str | int] = (),
+        stop: str | SupportsIndex | Sequence[str | SupportsIndex] = (),
         eos_token_id: int | None = None,
         stop_at_eos: bool = True,
         num_return_sequences: int = 1,
@@ -72,7 +72,7 @@ class Generates(TextInterface):
         is_real = None if is_real is None else is_real.repeat_interleave(num_return_sequences, 0)
         eos = self._eos(eos_token_id) if stop_at_eos else None
         prompts = [row.tolist() if is_real is None else row[is_real[i]].tolist() for i, row in enumerate(tokens)]
-        ends = Ends([stop] if isinstance(stop, str | int) else stop, eos, self.tokenizer, prompts)
+        ends = Ends([stop] if isinstance(stop, str | SupportsIndex) else stop, eos, self.tokenizer, prompts)
         pad = self.pad_token_id() if self.tokenizer is not None or eos is None else eos
         parts: list[dict[str, Tensor]] = []
         record = None if cache is False else partial(self._recorded, parts, None if cache is True else cache)
