@@ -92,8 +92,9 @@ class HookedGPT(Observed):
         """
         checkpoint = open_checkpoint(where, revision, cache_dir)
         cfg = checkpoint.cfg if dtype is None else replace(checkpoint.cfg, dtype=dtype)
-        with torch.device("meta"):
-            model = cls(cfg, checkpoint.tokenizer)
+        model = cls(replace(cfg, device="meta"), checkpoint.tokenizer)
+        for module in (model, *(each.attn for each in model.blocks)):
+            module.cfg = cfg
         checkpoint.check(model)
         checkpoint.fill(model, torch.get_default_device() if device is None else device, dtype)
         return model.eval()
