@@ -73,6 +73,8 @@ def test_a_save_over_another_leaves_no_trace_of_it(tmp_path: Path) -> None:
     for model, size in ((one, 4000), (two, 4000), (one, 2**30), (two, 4000), (two, 2**30)):
         model.save_pretrained(tmp_path, max_shard_size=size)
         assert HookedGPT.from_pretrained(tmp_path).cfg == model.cfg
+        assert (tmp_path / "model.safetensors").exists() == (size == 2**30)
+        assert (tmp_path / "model.safetensors.index.json").exists() == (size != 2**30)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
