@@ -1,6 +1,6 @@
 """Attention: heads read the stream, look at earlier positions, and write to the stream."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from interp.config import GPTConfig
 from interp.hooks import Heard, HookPoint, is_heard
 from interp.model.kv_cache import KVCache
-from interp.model.linear import Linear
+from interp.model.linear import Linear, product
 from interp.model.norms import HeadNorm
 from interp.model.rotary import Rotation, rotate_halves, rotate_pairs
 
 Stream = Float[Tensor, "batch pos d_model"]
 Heads = Float[Tensor, "batch pos head d_head"]
 KVHeads = Float[Tensor, "batch pos kv_head d_head"]
+Queries = Float[Tensor, "batch query_pos head d_head"]  # at every position, or at the last alone
+Written = Float[Tensor, "batch query_pos d_model"]
 Pattern = Float[Tensor, "batch head query_pos key_pos"]
 HeadInputs = tuple[Tensor, Tensor, Tensor]  # what each head reads for its q, k and v: [batch pos head d_model]
 
@@ -32,6 +34,16 @@ class Pass:
     is_causal: bool = True
     kv_cache: KVCache | None = None
     hooks: Heard | None = None  # who listens to this call; None: nobody
+    last_query: bool = False  # only the last position asks, and is written to
+
+    def for_last_query(self) -> "Pass":
+        """The same, for a block that only the last position goes on from. It sees all that its mask allows."""
+        mask, local = (m if m is None else m[..., -1:, :] for m in (self.mask, self.local_mask))
+        return replace(self, mask=mask, local_mask=local, is_causal=False, last_query=True)
+
+    def goes_on(self, resid: Stream) -> Written:
+        """The positions of the stream that the block adds to."""
+        return resid[:, -1:] if self.last_query else resid
 
 
 class Attention(nn.Module):
@@ -62,16 +74,22 @@ class Attention(nn.Module):
         self.hook_z = HookPoint("batch pos head d_head", "sum over keys of pattern * v")
         self.hook_result = HookPoint("batch pos head d_model", "z W_O, what each head writes", on_demand=True)
 
-    def forward(self, x: Stream | HeadInputs, this: Pass) -> Stream:
+    def forward(self, x: Stream | HeadInputs, this: Pass) -> Written:
         """`x` is the stream after the norm: one for all heads, or what each head reads for its q, k and v."""
-        q, k, v = self.project(x) if isinstance(x, Tensor) else self.project_each(*x)
+        q, k, v = self.project(x, this) if isinstance(x, Tensor) else self.project_each(*x)
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
         q, k = self.rotate(self.q_norm(q), self.k_norm(k), this)
         z = self.hook_z(self.look(q, k, v, this))
         return self.dropout(self.write(z))
 
-    def project(self, x: Stream) -> tuple[Heads, KVHeads, KVHeads]:
-        q, k, v = self.qkv(x).split(self._qkv_sizes(), dim=-1)
+    def project(self, x: Stream, this: Pass) -> tuple[Queries, KVHeads, KVHeads]:
+        if this.last_query:
+            n_q, weight, bias = self._qkv_sizes()[0], self.qkv.weight, self.qkv.bias
+            of_q, of_kv = (None, None) if bias is None else (bias[:n_q], bias[n_q:])
+            q, kv = product(x[:, -1:], weight[:n_q], of_q), product(x, weight[n_q:], of_kv)
+            k, v = kv.chunk(2, dim=-1)
+        else:
+            q, k, v = self.qkv(x).split(self._qkv_sizes(), dim=-1)
         heads = (-1, self.cfg.d_head)
         return q.unflatten(-1, heads), k.unflatten(-1, heads), v.unflatten(-1, heads)
 
@@ -83,11 +101,11 @@ class Attention(nn.Module):
         b_Q, b_K, b_V = self._by_head(self.qkv.bias)
         return q + b_Q, k + b_K, v + b_V
 
-    def rotate(self, q: Heads, k: KVHeads, this: Pass) -> tuple[Heads, KVHeads]:
+    def rotate(self, q: Queries, k: KVHeads, this: Pass) -> tuple[Queries, KVHeads]:
         """Positions enter with the embedding; nothing turns."""
         return q, k
 
-    def look(self, q: Heads, k: KVHeads, v: KVHeads, this: Pass) -> Heads:
+    def look(self, q: Queries, k: KVHeads, v: KVHeads, this: Pass) -> Queries:
         """Each query's mix of values."""
         keys, values = k.transpose(1, 2), v.transpose(1, 2)
         if this.kv_cache is not None:
@@ -122,7 +140,7 @@ class Attention(nn.Module):
         pattern = self.hook_pattern(scores.softmax(-1, dtype=exact).to(scores.dtype))
         return (F.dropout(pattern, p_drop) @ values).transpose(1, 2)
 
-    def write(self, z: Heads) -> Stream:
+    def write(self, z: Queries) -> Written:
         if not is_heard(self.hook_result):
             return self.out(z.flatten(-2))
         result = einsum(z, self.W_O, "batch pos head d_head, head d_head d_model -> batch pos head d_model")
@@ -181,6 +199,7 @@ class RotaryAttention(Attention):
         self.hook_rot_q = HookPoint("batch pos head d_head", "q turned by its position")
         self.hook_rot_k = HookPoint("batch pos kv_head d_head", "k turned by its position")
 
-    def rotate(self, q: Heads, k: KVHeads, this: Pass) -> tuple[Heads, KVHeads]:
+    def rotate(self, q: Queries, k: KVHeads, this: Pass) -> tuple[Queries, KVHeads]:
         assert this.rotation is not None
-        return self.hook_rot_q(self.turn(q, *this.rotation)), self.hook_rot_k(self.turn(k, *this.rotation))
+        of_queries = [each[:, -q.shape[1] :] for each in this.rotation]
+        return self.hook_rot_q(self.turn(q, *of_queries)), self.hook_rot_k(self.turn(k, *this.rotation))

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from interp.config import GPTConfig
 from interp.hooks import HookPoint, is_heard, is_touched, replayed
-from interp.model.attention import Attention, HeadInputs, Pass, RotaryAttention
+from interp.model.attention import Attention, HeadInputs, Pass, RotaryAttention, Written
 from interp.model.mlp import MLP, GatedMLP
 from interp.model.norms import LayerNorm, Norm, norm
 
@@ -51,17 +51,17 @@ class AttentionBlock(nn.Module):
         )
         self.hook_resid_post = HookPoint("batch pos d_model", "the stream after the block")
 
-    def forward(self, resid_pre: Stream, this: Pass) -> Stream:
+    def forward(self, resid_pre: Stream, this: Pass) -> Written:
         """The stream after the block. Run again by activation checkpointing, it has the hooks of its call again."""
         if this.hooks is None:
             return self.run(resid_pre, this)
         with replayed(this.hooks):
             return self.run(resid_pre, this)
 
-    def run(self, resid_pre: Stream, this: Pass) -> Stream:
+    def run(self, resid_pre: Stream, this: Pass) -> Written:
         resid_pre = self.hook_resid_pre(resid_pre)
         attn = self.attn(self.attn_reads(resid_pre), this)
-        return self.hook_resid_post(self.add(resid_pre, attn, self.ln1_post, self.hook_attn_out))
+        return self.hook_resid_post(self.add(this.goes_on(resid_pre), attn, self.ln1_post, self.hook_attn_out))
 
     def attn_reads(self, resid_pre: Stream) -> Stream | HeadInputs:
         """The stream after ln1; while somebody listens to the heads' inputs, one for each head."""
@@ -111,10 +111,10 @@ class Block(AttentionBlock):
             "batch pos d_model", "what the MLP adds: post W_out + b_out, then ln2_post where there is one"
         )
 
-    def run(self, resid_pre: Stream, this: Pass) -> Stream:
+    def run(self, resid_pre: Stream, this: Pass) -> Written:
         resid_pre = self.hook_resid_pre(resid_pre)
         attn = self.attn(self.attn_reads(resid_pre), this)
-        resid_mid = self.hook_resid_mid(self.add(resid_pre, attn, self.ln1_post, self.hook_attn_out))
+        resid_mid = self.hook_resid_mid(self.add(this.goes_on(resid_pre), attn, self.ln1_post, self.hook_attn_out))
         mlp = self.mlp(self.ln2(self.hook_mlp_in(resid_mid)))
         return self.hook_resid_post(self.add(resid_mid, mlp, self.ln2_post, self.hook_mlp_out))
 
@@ -131,10 +131,12 @@ class ParallelBlock(AttentionBlock):
             "batch pos d_model", "what the MLP adds: post W_out + b_out, then ln2_post where there is one"
         )
 
-    def run(self, resid_pre: Stream, this: Pass) -> Stream:
+    def run(self, resid_pre: Stream, this: Pass) -> Written:
         resid_pre = self.hook_resid_pre(resid_pre)
         reads = self.attn_reads(resid_pre)
         attn_out = self.hook_attn_out(self.attn(reads, this))
+        if this.last_query:
+            resid_pre, reads = resid_pre[:, -1:], reads[:, -1:]  # nobody listens: reads is one stream
         mlp_out = self.hook_mlp_out(self.mlp(self.mlp_reads(resid_pre, reads)))
         return self.hook_resid_post(resid_pre + attn_out + mlp_out)
 

@@ -73,6 +73,8 @@ class HookedGPT(Observed):
         self._compiled: Callable[..., Any] | None = None
         self._fingerprint: tuple[Any, str] | None = None
         self.setup()
+        end = (f"blocks.{cfg.n_layers - 1}.", "ln_final.", "unembed.")
+        self._end_points = [point for name, point in self.hook_dict.items() if name.startswith(end)]
         self.init_weights()
 
     @classmethod
@@ -140,7 +142,8 @@ class HookedGPT(Observed):
     ) -> Any:
         """Logits `[batch pos d_vocab_out]`, the next-token loss, both as a pair, or nothing.
 
-        With `last_only`, logits of the last position alone, unless somebody listens to the end of the stream.
+        With `last_only`, logits of the last position alone, and no more of the last block than they need; all of them
+        while somebody listens there or to the end of the stream.
         `stop_at_layer=k` returns the stream before block k, `start_at_layer=k` takes it. `attention_mask` is True (or
         1) on real tokens `[batch pos]`; padding may stand left or right, and position 0 is the first real token.
         """
@@ -259,11 +262,12 @@ class HookedGPT(Observed):
             hooks=hooks_in_force(),
         )
         resid = x if x.is_floating_point() else self.into_stream(x, where)
-        for layer in islice(self.blocks, *layers):
-            resid = layer(resid, this)
+        cut = last_only and not is_heard(*self._end_points)
+        for i, layer in enumerate(islice(self.blocks, *layers), layers[0] + 1):
+            resid = layer(resid, this.for_last_query() if cut and i == self.cfg.n_layers else this)
         if not to_the_end:
             return resid
-        if last_only and not is_heard(*self._end_points()):
+        if cut:
             resid = resid[:, -1:]
         final = self.ln_final(resid)
         if return_type is None and not is_heard(self.unembed.hook_in, self.unembed.hook_out):
@@ -276,9 +280,6 @@ class HookedGPT(Observed):
         new_mask = None if mask is None else mask[:, n_past:]
         loss = next_token_loss(logits, x, new_mask, loss_per_token)
         return loss if return_type == "loss" else (logits, loss)
-
-    def _end_points(self) -> list[HookPoint]:
-        return [point for name, point in self.hook_dict.items() if name.startswith(("ln_final.", "unembed."))]
 
     def into_stream(self, tokens: Int[Tensor, "batch pos"], where: Int[Tensor, "#batch pos"]) -> Stream:
         """What the tokens put into the stream before the first block."""

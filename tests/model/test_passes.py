@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from interp import GPTConfig, HookedGPT
+from interp import GPTConfig, HookedGPT, KVCache
 from tests.peak_memory import peak_bytes, self_check
 from tests.variants import VARIANTS, some_tokens, variant
 
@@ -79,3 +79,38 @@ def test_recording_one_position_of_one_activation_costs_no_memory() -> None:
     with torch.no_grad():
         queries = peak_bytes(lambda: model.run_with_cache(tokens, names_filter="*hook_q"))
     assert queries < plain + 1.1 * 12 * 4 * 128 * 192 * 4, "a cached query does not keep keys and values alive"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_last_position_alone_gets_the_logits_that_it_gets_among_all(name: str) -> None:
+    model = variant(name, torch.float64)
+    tokens, mask = some_tokens(), torch.ones(3, 7, dtype=torch.bool)
+    mask[1, :3] = False
+    for given in (None, mask):
+        with torch.no_grad():
+            whole = model(tokens, attention_mask=given)
+            last = model(tokens, attention_mask=given, last_only=True)
+            assert last.shape == (3, 1, whole.shape[-1])
+            torch.testing.assert_close(last, whole[:, -1:], rtol=1e-10, atol=1e-12)
+            if model.cfg.attention_dir == "causal":
+                past = KVCache()
+                model(tokens[:, :4], attention_mask=None if given is None else mask[:, :4], past_kv_cache=past)
+                rest = {"attention_mask": None if given is None else mask[:, 4:], "past_kv_cache": past}
+                torch.testing.assert_close(model(tokens[:, 4:], last_only=True, **rest), last, rtol=1e-10, atol=1e-12)
+    gradients = []
+    for last_only in (False, True):
+        model.zero_grad()
+        model(tokens, last_only=last_only)[:, -1].square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for full, cut in zip(*gradients, strict=True):
+        torch.testing.assert_close(cut, full, rtol=1e-8, atol=1e-10)
+
+
+def test_whoever_listens_to_the_last_block_gets_every_position() -> None:
+    model, tokens, seen = variant("gpt2"), some_tokens(), []
+    with model.hooks([("blocks.1.mlp.hook_post", lambda post, hook: seen.append(post.shape[1]))]):
+        assert model(tokens, last_only=True).shape[1] == 7
+    assert seen == [7]
+    with model.hooks([("blocks.0.mlp.hook_post", lambda post, hook: seen.append(post.shape[1]))]):
+        assert model(tokens, last_only=True).shape[1] == 1
+    assert seen == [7, 7]
