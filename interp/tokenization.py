@@ -162,6 +162,24 @@ class Tokenizer:
         token = self.pad_token or self.eos_token or self.bos_token
         return 0 if token is None else self._id(token)
 
+    @property
+    def cuts_at_lines(self) -> bool:
+        """Whether no token reaches over a single line break between two words: long texts can be read in pieces."""
+        return isinstance(self._backend.pre_tokenizer, pre_tokenizers.ByteLevel) or self._is_of_characters
+
+    @property
+    def _is_of_characters(self) -> bool:
+        return isinstance(self._backend.decoder, decoders.Fuse)
+
+    def byte_lengths(self) -> list[int]:
+        """The number of bytes of text that each token stands for; special tokens stand for none."""
+        special = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        if isinstance(self._backend.pre_tokenizer, pre_tokenizers.ByteLevel):  # a character of a piece is a byte
+            lengths = [len(self._backend.id_to_token(token) or "") for token in range(self.d_vocab)]
+        else:
+            lengths = [len(text.encode()) for text in self.token_strings(range(self.d_vocab))]
+        return [0 if token in special else length for token, length in enumerate(lengths)]
+
     def special_tokens(self) -> dict[str, str | None]:
         """The arguments that, with `to_json`, make this tokenizer again."""
         return {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
@@ -175,7 +193,7 @@ class Tokenizer:
         for text in texts:
             _check_text(text)
         encoded = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        if isinstance(self._backend.decoder, decoders.Fuse):
+        if self._is_of_characters:
             for text, one in zip(texts, encoded, strict=True):
                 self._check_known(text, one.ids)
         return [one.ids for one in encoded]

@@ -114,11 +114,12 @@ class TensorFiles:
 
     def _names(self, path: Path) -> list[str]:
         if path not in self._open:
-            self._open[path] = _open_safetensors(path) if path.suffix != ".bin" else _open_pickled(path)
+            self._open[path] = open_safetensors(path) if path.suffix != ".bin" else _open_pickled(path)
         return list(self._open[path].keys())
 
 
-def _open_safetensors(path: Path) -> Any:
+def open_safetensors(path: Path) -> Any:
+    """A safetensors file, memory-mapped."""
     try:
         return safe_open(path, "pt", device="cpu").__enter__()
     except SafetensorError as error:

@@ -1,0 +1,47 @@
+"""Training: data, one readable loop, runs as folders, and presets."""
+
+from interp.training.config import TrainingConfig
+from interp.training.corpus import standard_library
+from interp.training.data import (
+    IGNORED,
+    Batch,
+    Data,
+    FullBatch,
+    Mixture,
+    Rows,
+    Task,
+    TokenFile,
+    modular_addition,
+    repeated_tokens,
+    split,
+    texts_of,
+    write_tokens,
+)
+from interp.training.loop import evaluate, train
+from interp.training.presets import PRESETS, Given, Job, Preset
+from interp.training.run import Run
+
+__all__ = [
+    "IGNORED",
+    "PRESETS",
+    "Batch",
+    "Data",
+    "FullBatch",
+    "Given",
+    "Job",
+    "Mixture",
+    "Preset",
+    "Rows",
+    "Run",
+    "Task",
+    "TokenFile",
+    "TrainingConfig",
+    "evaluate",
+    "modular_addition",
+    "repeated_tokens",
+    "split",
+    "standard_library",
+    "texts_of",
+    "train",
+    "write_tokens",
+]

@@ -1,0 +1,415 @@
+"""What a model is trained on. A batch is a function of the seed and the step alone, so that any run can be resumed."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from interp.config import GPTConfig
+from interp.loading.files import replacing
+from interp.tokenization import Tokenizer
+
+IGNORED = -100  # the target of a position that is asked for nothing
+_PIECE = 2**20  # characters of a long text that are tokenised at once
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens, and for each position the token to be predicted there, or `IGNORED`."""
+
+    tokens: Int[Tensor, "batch pos"]
+    targets: Int[Tensor, "batch pos"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: slice) -> "Batch":
+        return Batch(self.tokens[rows], self.targets[rows])
+
+    def to(self, device: torch.device) -> "Batch":
+        """On another device; the copy to a GPU does not hold up the CPU."""
+        if device.type == "cpu" or self.tokens.device == device:
+            return Batch(self.tokens.to(device), self.targets.to(device))
+        copies = [each.pin_memory().to(device, non_blocking=True) for each in (self.tokens, self.targets)]
+        return Batch(*copies)
+
+
+@runtime_checkable
+class Data(Protocol):
+    """Where batches come from."""
+
+    def batch(self, step: int, n_rows: int, mine: slice = slice(None)) -> Batch:
+        """Rows `mine` of the step's `n_rows`: the same on every machine, whatever was asked before."""
+        ...
+
+    def check(self, cfg: GPTConfig) -> None:
+        """Raise if a model of this shape cannot be trained on it."""
+        ...
+
+    def identity(self) -> str:
+        """A digest by which a resumed run knows its data again."""
+        ...
+
+
+@runtime_checkable
+class Held(Protocol):
+    """Data with an end, for evaluation."""
+
+    def whole(self, n_rows: int) -> Iterator[Batch]:
+        """All of it once, in batches of `n_rows`."""
+        ...
+
+    def check(self, cfg: GPTConfig) -> None:
+        """Raise if a model of this shape cannot read it."""
+        ...
+
+
+class TokenFile:
+    """Chunks of a long row of tokens: a `.npy` file, which stays on disk, or an array.
+
+    Each epoch visits every chunk once, in an order of its own and cut at a place of its own. With `bos`, each chunk is
+    read behind that token, as a prompt is.
+    """
+
+    def __init__(
+        self, tokens: str | os.PathLike[str] | np.ndarray, n_ctx: int, *, bos: int | None = None, seed: int = 0
+    ):
+        self.name = "tokens" if isinstance(tokens, np.ndarray) else os.fspath(tokens)
+        self.tokens = tokens if isinstance(tokens, np.ndarray) else _opened(Path(tokens))
+        self.n_ctx, self.bos, self.seed = n_ctx, bos, seed
+        self._need = n_ctx + (bos is None)
+        if self.tokens.ndim != 1 or self.tokens.dtype.kind not in "iu":
+            raise ValueError(f"{self.name} must hold one row of integers, not {self.tokens.dtype} {self.tokens.shape}")
+        if len(self.tokens) < self._need:
+            raise ValueError(f"{self.name} has {len(self.tokens)} tokens; a context of {n_ctx} needs {self._need}")
+        self.n_chunks = max(1, (len(self.tokens) - self._need - (n_ctx - 1)) // n_ctx + 1)
+
+    def batch(self, step: int, n_rows: int, mine: slice = slice(None)) -> Batch:
+        """See `Data`."""
+        first = step * n_rows
+        return self._read([self._start(first + row) for row in range(n_rows)[mine]])
+
+    def whole(self, n_rows: int) -> Iterator[Batch]:
+        """See `Held`. The last row is filled with what is asked for nothing."""
+        starts = range(0, len(self.tokens) - (self.bos is None), self.n_ctx)
+        for i in range(0, len(starts), n_rows):
+            yield self._read(list(starts[i : i + n_rows]))
+
+    def check(self, cfg: GPTConfig) -> None:
+        """See `Data`."""
+        if self.n_ctx > cfg.n_ctx:
+            raise ValueError(f"chunks of {self.n_ctx} tokens are longer than the context, n_ctx={cfg.n_ctx}")
+        largest = max(int(self.tokens.max()), -1 if self.bos is None else self.bos)
+        if largest >= min(cfg.d_vocab, cfg.d_vocab_out) or self.tokens.min() < 0:
+            raise ValueError(
+                f"{self.name} has token ids from {int(self.tokens.min())} to {largest}; "
+                f"the model knows 0 to {min(cfg.d_vocab, cfg.d_vocab_out) - 1}"
+            )
+
+    def identity(self) -> str:
+        """See `Data`. Of a large file, 64 blocks are read."""
+        digest = hashlib.sha256(f"{len(self.tokens)} {self.n_ctx} {self.bos} {self.seed}".encode())
+        for start in np.linspace(0, max(0, len(self.tokens) - 2**16), 64, dtype=np.int64):
+            digest.update(np.ascontiguousarray(self.tokens[start : start + 2**16], dtype=np.int64).tobytes())
+        return digest.hexdigest()[:16]
+
+    def _start(self, row: int) -> int:
+        epoch, place = divmod(row, self.n_chunks)
+        order, shift = _epoch(self.seed, epoch, self.n_chunks, self._slack())
+        return shift + int(order[place]) * self.n_ctx
+
+    def _slack(self) -> int:
+        return min(len(self.tokens) - self._need - (self.n_chunks - 1) * self.n_ctx, self.n_ctx - 1)
+
+    def _read(self, starts: list[int]) -> Batch:
+        rows = np.full((len(starts), self.n_ctx + 1), IGNORED, dtype=np.int64)
+        first = int(self.bos is not None)
+        for row, start in zip(rows, starts, strict=True):
+            chunk = self.tokens[start : start + self._need]
+            row[first : first + len(chunk)] = chunk
+        if self.bos is not None:
+            rows[:, 0] = self.bos
+        tokens = torch.from_numpy(rows)
+        return Batch(tokens[:, :-1].clamp(min=0), tokens[:, 1:].contiguous())
+
+
+class Task:
+    """An endless supply of batches drawn by a function of a random generator and the number of rows."""
+
+    def __init__(self, draw: Callable[[torch.Generator, int], Batch], seed: int = 0) -> None:
+        self.draw, self.seed = draw, seed
+
+    def batch(self, step: int, n_rows: int, mine: slice = slice(None)) -> Batch:
+        """See `Data`."""
+        return self.draw(_generator(self.seed, step), n_rows)[mine]
+
+    def check(self, cfg: GPTConfig) -> None:
+        """See `Data`."""
+        _check_batch(self.batch(0, 2), cfg, "the task")
+
+    def identity(self) -> str:
+        """See `Data`."""
+        return _digest(self.batch(0, 2), self.seed)
+
+
+class FullBatch:
+    """The same rows at every step, all of them."""
+
+    def __init__(self, rows: Batch) -> None:
+        self.rows = rows
+
+    def batch(self, step: int, n_rows: int, mine: slice = slice(None)) -> Batch:
+        """See `Data`."""
+        if n_rows != len(self.rows):
+            raise ValueError(f"a full batch has {len(self.rows)} rows; batch_size={n_rows} was asked for")
+        return self.rows[mine]
+
+    def whole(self, n_rows: int) -> Iterator[Batch]:
+        """See `Held`."""
+        for start in range(0, len(self.rows), n_rows):
+            yield self.rows[start : start + n_rows]
+
+    def check(self, cfg: GPTConfig) -> None:
+        """See `Data`."""
+        _check_batch(self.rows, cfg, "the data")
+
+    def identity(self) -> str:
+        """See `Data`."""
+        return _digest(self.rows)
+
+
+class Mixture:
+    """Rows from several sources, in fixed shares of every batch."""
+
+    def __init__(self, parts: Sequence[tuple[Data, int | float]]) -> None:
+        self.parts = list(parts)
+
+    def batch(self, step: int, n_rows: int, mine: slice = slice(None)) -> Batch:
+        """See `Data`."""
+        total, before, done, drawn = sum(share for _, share in self.parts), 0.0, 0, []
+        for data, share in self.parts:
+            before += share
+            upto = round(n_rows * before / total)
+            if upto > done:
+                drawn.append(data.batch(step, upto - done))
+            done = upto
+        tokens, targets = (torch.cat([getattr(each, name) for each in drawn]) for name in ("tokens", "targets"))
+        return Batch(tokens, targets)[mine]
+
+    def check(self, cfg: GPTConfig) -> None:
+        """See `Data`."""
+        for data, _ in self.parts:
+            data.check(cfg)
+
+    def identity(self) -> str:
+        """See `Data`."""
+        return " ".join(f"{share}×{data.identity()}" for data, share in self.parts)
+
+
+class Rows:
+    """Rows of tokens from any iterable, in its order. A resumed run reads on where it stopped, from the beginning."""
+
+    def __init__(self, rows: Iterable[Sequence[int] | Tensor]) -> None:
+        self._source = rows
+        self._rows: Iterator[Tensor] = iter(())
+        self._next: int | None = None
+
+    def batch(self, step: int, n_rows: int, mine: slice = slice(None)) -> Batch:
+        """See `Data`."""
+        first = step * n_rows
+        if self._next is None or first < self._next:
+            if self._next and iter(self._source) is self._source:  # type: ignore[call-overload]
+                raise ValueError("this iterator was read already; give something that can be read from the beginning")
+            self._rows, self._next = (torch.as_tensor(row) for row in self._source), 0
+        rows = list(islice(self._rows, first - self._next, first - self._next + n_rows))
+        if len(rows) < n_rows:
+            raise ValueError(
+                f"the data ended at row {first + len(rows)}; step {step} needs rows up to {first + n_rows}"
+            )
+        if len({len(row) for row in rows}) > 1:
+            raise ValueError(f"rows of one batch must be of one length, not {sorted({len(row) for row in rows})}")
+        self._next = first + n_rows
+        whole = torch.stack(rows).long()[mine]
+        return Batch(whole[:, :-1].contiguous(), whole[:, 1:].contiguous())
+
+    def check(self, cfg: GPTConfig) -> None:
+        """See `Data`. Only what can be read from the beginning again is looked at."""
+        if iter(self._source) is not self._source:  # type: ignore[call-overload]
+            _check_batch(self.batch(0, 1), cfg, "the data")
+
+    def identity(self) -> str:
+        """See `Data`. An iterable cannot tell."""
+        return "rows"
+
+
+def repeated_tokens(
+    d_vocab: int, n_ctx: int, periods: tuple[int, int], *, bos: int | None = None, first_copy: bool = True
+) -> Callable[[torch.Generator, int], Batch]:
+    """A task: random tokens, repeated with a period drawn for each row; within a period none occurs twice.
+
+    Whoever predicts the second copy has looked for the first. `first_copy=False` asks for the later copies alone.
+    """
+    shortest, longest = periods
+    if not 1 <= shortest <= longest < d_vocab - (bos is not None):
+        raise ValueError(f"periods={periods}; 1 <= shortest <= longest < {d_vocab - (bos is not None)} tokens")
+
+    def draw(generator: torch.Generator, n_rows: int) -> Batch:
+        period = torch.randint(shortest, longest + 1, (n_rows, 1), generator=generator)
+        chance = torch.rand(n_rows, d_vocab, generator=generator)
+        if bos is not None:
+            chance[:, bos] = -1
+        once = chance.topk(longest, dim=1).indices
+        rows = once.gather(1, torch.arange(n_ctx + (bos is None)) % period)
+        if bos is not None:
+            rows = torch.cat((torch.full((n_rows, 1), bos), rows), 1)
+        targets = rows[:, 1:].clone()
+        if not first_copy:
+            targets[torch.arange(n_ctx) + (bos is None) < period] = IGNORED
+        return Batch(rows[:, :-1].contiguous(), targets)
+
+    return draw
+
+
+def modular_addition(p: int, share: float, seed: int = 0) -> tuple[Batch, Batch]:
+    """The pairs a, b of a + b (mod p), read as `a b =`: a random share of them, and the others."""
+    a, b = torch.meshgrid(torch.arange(p), torch.arange(p), indexing="ij")
+    tokens = torch.stack((a.flatten(), b.flatten(), torch.full((p * p,), p)), 1)
+    targets = torch.full_like(tokens, IGNORED)
+    targets[:, -1] = (tokens[:, 0] + tokens[:, 1]) % p
+    order = torch.randperm(p * p, generator=torch.Generator().manual_seed(seed))
+    n_train = int(share * p * p)
+    return tuple(Batch(tokens[rows], targets[rows]) for rows in (order[:n_train], order[n_train:]))  # type: ignore[return-value]
+
+
+def texts_of(files: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
+    """The texts of these files: a `.jsonl` file has one a line, under `text`; any other file is one."""
+    for file in map(Path, files):
+        if not file.is_file():
+            raise FileNotFoundError(f"no file {file}")
+        if file.suffix != ".jsonl":
+            yield file.read_text(encoding="utf-8")
+            continue
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    text = json.loads(line)["text"]
+                except (ValueError, KeyError, TypeError):
+                    raise ValueError(f"{file}, line {number}: no JSON object with a text") from None
+                if not isinstance(text, str):
+                    raise ValueError(f"{file}, line {number}: its text is a {type(text).__name__}")
+                yield text
+
+
+def split(texts: Iterable[str], held_out: float = 0.1) -> tuple[list[str], list[str]]:
+    """Texts to train on, and about `held_out` of them to evaluate on, chosen by their content: no text is in both.
+
+    A single text is cut: its end is held out.
+    """
+    texts = list(texts)
+    if len(texts) == 1:
+        cut = int(len(texts[0]) * (1 - held_out))
+        return [texts[0][:cut]], [texts[0][cut:]]
+    drawn = [int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:4]) / 2**32 for text in texts]
+    return (
+        [text for text, chance in zip(texts, drawn, strict=True) if chance >= held_out],
+        [text for text, chance in zip(texts, drawn, strict=True) if chance < held_out],
+    )
+
+
+def write_tokens(
+    texts: Iterable[str], tokenizer: Tokenizer, file: str | os.PathLike[str], *, progress: bool = True
+) -> Path:
+    """Tokenise texts in parallel into a `.npy` file for `TokenFile`; an end-of-text token stands after each."""
+    path = Path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dtype, n_tokens = np.dtype(np.uint16 if tokenizer.d_vocab <= 2**16 else np.uint32), 0
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    pieces = chain.from_iterable(_pieces(text, tokenizer) for text in texts)
+    with replacing(path) as unfinished, unfinished.open("wb") as out:
+        _write_header(out, dtype, 0)
+        with tqdm(desc="tokenising", unit=" characters", unit_scale=True, disable=not progress) as bar:
+            while group := list(islice(pieces, 64)):
+                for ids, (text, is_last) in zip(
+                    tokenizer.encode_batch([text for text, _ in group]), group, strict=True
+                ):
+                    row = np.asarray(ids + end if is_last else ids, dtype=dtype)
+                    out.write(row.tobytes())
+                    n_tokens += len(row)
+                    bar.update(len(text))
+        if n_tokens <= len(end):
+            raise ValueError("there is no text to train on: the data is empty")
+        out.seek(0)
+        _write_header(out, dtype, n_tokens)
+    return path
+
+
+def _write_header(out, dtype: np.dtype, n_tokens: int) -> None:
+    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (n_tokens,)}
+    np.lib.format.write_array_header_1_0(out, about)  # it leaves room for the length to grow
+
+
+def _pieces(text: str, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
+    """A long text in pieces that are tokenised as they would be in the whole, and whether each is the last.
+
+    A single line break between two words is a token border in every byte-level vocabulary.
+    """
+    start = 0
+    while tokenizer.cuts_at_lines and len(text) - start > _PIECE:
+        found = re.compile(r"(?<=\S)\n(?=\S)").search(text, start + _PIECE)
+        if found is None:
+            break
+        yield text[start : found.end()], False
+        start = found.end()
+    yield text[start:], True
+
+
+def _opened(file: Path) -> np.ndarray:
+    if not file.is_file():
+        raise FileNotFoundError(f"no token file {file}")
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{file} is no complete .npy file of tokens: {error}") from None
+
+
+@lru_cache(maxsize=8)
+def _epoch(seed: int, epoch: int, n_chunks: int, slack: int) -> tuple[np.ndarray, int]:
+    """The order of an epoch's chunks, and by how many tokens they are shifted."""
+    generator = _generator(seed, epoch)
+    shift = int(torch.randint(slack + 1, (), generator=generator))
+    return torch.randperm(n_chunks, generator=generator).numpy(), shift
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    mixed = hashlib.sha256(f"{seed} {number}".encode()).digest()[:8]  # neighbours draw alike without it
+    return torch.Generator().manual_seed(int.from_bytes(mixed, "little") >> 1)
+
+
+def _check_batch(batch: Batch, cfg: GPTConfig, name: str) -> None:
+    if batch.tokens.shape[1] > cfg.n_ctx:
+        raise ValueError(f"{name}: rows of {batch.tokens.shape[1]} tokens; the context has n_ctx={cfg.n_ctx}")
+    asked = batch.targets[batch.targets != IGNORED]
+    if asked.numel() == 0:
+        raise ValueError(f"{name}: no position is asked for anything")
+    for what, ids, n_known in (("token ids", batch.tokens, cfg.d_vocab), ("targets", asked, cfg.d_vocab_out)):
+        if ids.min() < 0 or ids.max() >= n_known:
+            raise ValueError(f"{name}: {what} from {ids.min()} to {ids.max()}; the model knows 0 to {n_known - 1}")
+
+
+def _digest(batch: Batch, *more: object) -> str:
+    digest = hashlib.sha256(repr(more).encode())
+    for each in (batch.tokens, batch.targets):
+        digest.update(each.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,295 @@
+"""The training loop: one batch, one update; beside it evaluation, measures, checkpoints and a log."""
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from math import exp, log
+from os import PathLike
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from interp.model import HookedGPT
+from interp.training.config import TrainingConfig, optimiser
+from interp.training.data import IGNORED, Batch, Data, Held
+from interp.training.parallel import Ranks, Spread
+from interp.training.run import RunFolder
+from interp.training.trouble import where_it_went_wrong
+
+Measure = Callable[[HookedGPT], Any]
+HALF = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def train(
+    model: HookedGPT,
+    data: Data,
+    cfg: TrainingConfig,
+    out: str | PathLike[str] | None = None,
+    *,
+    held_out: Held | None = None,
+    measures: Mapping[str, Measure] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    about: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Train a model, and return the log: a row a step, and a row for each evaluation and measurement.
+
+    With `out`, the run is a folder with `config.json`, `log.jsonl` and checkpoints, each of which is a model folder;
+    `resume=True` goes on with a run from its last checkpoint, exactly. Under `torchrun` the processes share each batch.
+    `about` is kept in `config.json`. Ctrl-C ends the run after a whole step, with a checkpoint.
+    """
+    ranks = Ranks()
+    data.check(model.cfg)
+    if held_out is not None:
+        held_out.check(model.cfg)
+    if cfg.batch_size % (ranks.size * cfg.accumulate):
+        parts = f"accumulate={cfg.accumulate} × {ranks.size} processes"
+        raise ValueError(f"batch_size={cfg.batch_size} must be a multiple of {parts}")
+    if cfg.last_only and (data.batch(0, cfg.batch_size).targets[:, :-1] != IGNORED).any():
+        raise ValueError("last_only, but the data asks at other positions too")
+    with ranks.joined():
+        folder = None if out is None else RunFolder(out)
+        config = {"training": cfg, "model": model.cfg, "data": data.identity(), "about": dict(about or {})}
+        if folder is not None:
+            folder.begin(config, resume, ranks)
+        loop = _Loop(model, data, cfg, folder, held_out, dict(measures or {}), ranks, progress)
+        with _interruptible(loop):
+            return loop.run()
+
+
+@torch.no_grad()
+def evaluate(
+    model: HookedGPT,
+    data: Held,
+    *,
+    n_rows: int = 32,
+    n_batches: int | None = None,
+    cfg: TrainingConfig | None = None,
+    ranks: Ranks | None = None,
+) -> dict[str, float]:
+    """Mean loss a token, perplexity, accuracy, and bits a byte where a tokenizer tells how long tokens are."""
+    ranks, cfg = ranks or Ranks(), cfg or TrainingConfig(steps=1, batch_size=1)
+    lengths = None if model.tokenizer is None else torch.tensor(model.tokenizer.byte_lengths(), device=model.device)
+    loss, n_right, n_tokens, n_bytes = totals = torch.zeros(4, dtype=torch.float64, device=model.device)
+    was_training = model.training
+    model.eval()
+    for i, batch in enumerate(data.whole(n_rows)):
+        if i == n_batches:
+            break
+        mine = batch[ranks.share(len(batch))]
+        if len(mine) == 0:  # a sharded model needs every process in every pass
+            mine = Batch(batch.tokens[:1], torch.full_like(batch.targets[:1], IGNORED))
+        mine = mine.to(model.device)
+        with _autocast(model, cfg):
+            logits, targets = _asked(model, mine, cfg)
+        loss += _total_loss(logits, targets, cfg, smoothing=0.0)
+        n_right += (logits.argmax(-1) == targets).sum()
+        asked = targets[targets != IGNORED]
+        n_tokens += len(asked)
+        if lengths is not None:
+            n_bytes += lengths[asked].sum()
+    model.train(was_training)
+    nats, right, tokens, bytes_ = ranks.sum(totals).tolist()
+    if tokens == 0:
+        raise ValueError("the held-out data asks for no token")
+    found = {"loss": nats / tokens, "perplexity": exp(min(700.0, nats / tokens)), "accuracy": right / tokens}
+    return found | ({"bits_per_byte": nats / log(2) / bytes_} if bytes_ else {})
+
+
+class _Loop:
+    def __init__(
+        self,
+        model: HookedGPT,
+        data: Data,
+        cfg: TrainingConfig,
+        folder: RunFolder | None,
+        held_out: Held | None,
+        measures: dict[str, Measure],
+        ranks: Ranks,
+        progress: bool,
+    ) -> None:
+        self.model, self.data, self.cfg, self.folder, self.ranks = model, data, cfg, folder, ranks
+        self.held_out, self.measures, self.progress = held_out, measures, progress
+        self.spread = Spread(model, ranks, cfg)
+        self.device = model.device
+        self.optimiser = optimiser(model, cfg)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.precision == "float16")
+        self.log: list[dict[str, Any]] = []
+        self.is_interrupted = False
+        self.bad = torch.zeros((), device=self.device)  # 1 from the first loss or gradient on that is not finite
+        self.lag = int(self.device.type == "cuda")  # a GPU is asked for a loss while it works on the next
+        self.pending: deque[tuple[dict[str, Any], Tensor]] = deque()
+
+    def run(self) -> list[dict[str, Any]]:
+        cfg, first = self.cfg, 0
+        if self.folder is not None:
+            first, self.log = self.folder.restore(self.model, self.optimiser, self.scaler, self.ranks)
+        measured_at, self.done = cfg.measured_at(), first
+        self.model.train()
+        self.started = time.perf_counter()
+        shown = self.progress and self.ranks.is_first
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            with (
+                torch.random.fork_rng(devices),
+                tqdm(total=cfg.steps, initial=first, desc="training", unit=" steps", disable=not shown) as self.bar,
+            ):
+                for step in range(first, cfg.steps):
+                    self.between_steps(step, measured_at, is_first=step == first)
+                    self.step(step)
+                    if self.read(self.lag):
+                        break
+                self.read(0)
+                self.between_steps(self.done, measured_at, is_first=False)
+        finally:
+            self.spread.undo()
+            self.model.eval()
+        if self.done < cfg.steps:
+            kept = "nothing was kept" if self.folder is None else f"{self.folder.path} goes on with resume=True"
+            raise KeyboardInterrupt(f"stopped after {self.done} of {cfg.steps} steps; {kept}")
+        return self.log
+
+    def step(self, step: int) -> None:
+        """One update."""
+        cfg = self.cfg
+        batch = self.data.batch(step, cfg.batch_size, self.ranks.share(cfg.batch_size)).to(self.device)
+        if self.model.cfg.dropout:
+            torch.manual_seed(hash((cfg.seed, step, self.ranks.rank)) % 2**63)  # so that a step can be repeated
+        n_targets = self.ranks.sum((batch.targets != IGNORED).sum()).clamp(min=1)
+        total = torch.zeros((), device=self.device)
+        size = len(batch) // cfg.accumulate
+        for i in range(cfg.accumulate):
+            part = batch[i * size : (i + 1) * size]
+            with self.spread.synchronised(is_last=i == cfg.accumulate - 1):
+                with _autocast(self.model, cfg):
+                    logits, targets = _asked(self.spread.call, part, cfg)
+                    loss = _total_loss(logits, targets, cfg, cfg.label_smoothing) / n_targets
+                self.scaler.scale(loss * self.ranks.size).backward()  # gradients are averaged over the processes
+            total += loss.detach()
+        self.scaler.unscale_(self.optimiser)
+        norm = self.spread.gradient_norm(cfg.clip)
+        stop = torch.tensor(float(self.is_interrupted), device=self.device)
+        stats = torch.stack((total.float(), stop))
+        self.ranks.sum(stats)
+        is_bad = ~stats[0].isfinite() if self.scaler.is_enabled() else ~(stats[0].isfinite() & norm.isfinite())
+        self.bad = torch.maximum(self.bad, is_bad.float())
+        for group in self.optimiser.param_groups:
+            group["lr"] = cfg.lr_at(step)
+        if not self.scaler.is_enabled():  # a scaler passes over such steps by itself
+            self.optimiser.found_inf = self.bad  # type: ignore[attr-defined]  # the weights stay as they are
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        row = {"step": step, "lr": cfg.lr_at(step)}
+        self.pending.append((row, torch.stack((*stats, norm.float(), self.bad, n_targets.float()))))
+
+    def read(self, lag: int) -> bool:
+        """Put on the log what the device has worked out; whether to stop."""
+        stop = False
+        while len(self.pending) > lag:
+            row, stats = self.pending.popleft()
+            loss, wants_to_stop, norm, bad, n_targets = stats.tolist()
+            if bad:
+                self.fail(row["step"])
+            stop = stop or wants_to_stop > 0
+            self.done = row["step"] + 1
+            self.bar.update()
+            self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            if row["step"] % self.cfg.log_every == 0:
+                seconds = round(time.perf_counter() - self.started, 3)
+                self.write(row | {"loss": loss, "grad_norm": norm, "targets": int(n_targets), "seconds": seconds})
+        return stop
+
+    def between_steps(self, step: int, measured_at: set[int], is_first: bool) -> None:
+        """Before a step, or after the last: a checkpoint, an evaluation, measures."""
+        cfg = self.cfg
+        is_end = step == cfg.steps
+        is_due = lambda every: is_end or (every and step % every == 0)
+        stops = self.is_interrupted
+        if self.folder is not None and not is_first and (is_due(cfg.checkpoint_every) or stops):
+            self.read(0)
+            self.folder.checkpoint(step, self.model, self.optimiser, self.scaler, self.ranks, cfg.keep)
+        if self.held_out is not None and is_due(cfg.eval_every) and (step or cfg.eval_every):
+            self.read(0)
+            found = evaluate(
+                self.model, self.held_out, n_rows=cfg.batch_size, n_batches=cfg.eval_batches, cfg=cfg, ranks=self.ranks
+            )
+            self.write({"step": step} | {f"held_out_{name}": value for name, value in found.items()})
+        if self.measures and step in measured_at:
+            self.read(0)
+            self.model.eval()
+            with torch.no_grad():
+                self.write(
+                    {"step": step} | {name: _plain(measure(self.model)) for name, measure in self.measures.items()}
+                )
+            self.model.train()
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.log.append(row)
+        if self.folder is not None and self.ranks.is_first:
+            self.folder.write(row)
+
+    def fail(self, step: int) -> None:
+        """Say where the first value arose that is not finite. The weights are those that the step was given."""
+        batch = self.data.batch(step, self.cfg.batch_size, self.ranks.share(self.cfg.batch_size)).to(self.device)
+        with _autocast(self.model, self.cfg):
+            place = where_it_went_wrong(self.model, batch)
+        raise FloatingPointError(
+            f"step {step}: the loss or a gradient is not finite; first at {place}. "
+            f"The batch is data.batch({step}, {self.cfg.batch_size})"
+            + ("" if self.folder is None else f"; the last checkpoint in {self.folder.path} is sound")
+        )
+
+
+def _asked(
+    call: Callable[..., Tensor], batch: Batch, cfg: TrainingConfig
+) -> tuple[Float[Tensor, "batch pos d_vocab_out"], Tensor]:
+    """The logits of a batch, and the targets that belong to them."""
+    logits = call(batch.tokens, last_only=cfg.last_only)
+    return logits, batch.targets[:, -1:] if cfg.last_only else batch.targets
+
+
+def _total_loss(logits: Tensor, targets: Tensor, cfg: TrainingConfig, smoothing: float) -> Float[Tensor, ""]:
+    """Cross-entropy summed over what is asked for."""
+    exact = logits.double() if cfg.loss_in_float64 else logits.float() if logits.dtype.itemsize == 2 else logits
+    return F.cross_entropy(
+        exact.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
+    )
+
+
+def _autocast(model: HookedGPT, cfg: TrainingConfig) -> torch.autocast:
+    return torch.autocast(model.device.type, HALF[cfg.precision], enabled=HALF[cfg.precision] is not None)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+@contextmanager
+def _interruptible(loop: _Loop) -> Iterator[None]:
+    """Ctrl-C, once, lets the step end; twice, it does not."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        if loop.is_interrupted:
+            raise KeyboardInterrupt
+        loop.is_interrupted = True
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,239 @@
+"""Training runs by name: the model, the data, and the way to train, as published or as bundled."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interp.config import GPTConfig
+from interp.model import HookedGPT
+from interp.tokenization import END_OF_TEXT, Tokenizer
+from interp.training.config import TrainingConfig
+from interp.training.corpus import standard_library
+from interp.training.data import (
+    Data,
+    FullBatch,
+    Held,
+    Mixture,
+    Task,
+    TokenFile,
+    modular_addition,
+    repeated_tokens,
+    split,
+    texts_of,
+    write_tokens,
+)
+from interp.training.loop import Measure
+from interp.training.measures import fourier_power, head_scores, positional_or_induction, repeat_losses
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `train` is given beside a config."""
+
+    model: HookedGPT
+    data: Data
+    held_out: Held | None = None
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a user gives a preset; `folder` keeps the tokens that are made of the files."""
+
+    folder: Path
+    files: Sequence[Path] = ()
+    tokenizer: Path | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A training run by name."""
+
+    about: str
+    training: TrainingConfig
+    job: Callable[[Given], Job]
+
+
+def shakespeare(given: Given, **sizes: Any) -> Job:
+    """Characters of a text, the last tenth of which is held out, in nanoGPT's setting."""
+    _ask_for_files(given)
+    train, held_out = split(["".join(texts_of(given.files))])
+    tokenizer = Tokenizer.characters(train[0] + held_out[0])
+    as_published: dict[str, Any] = {
+        "tie_word_embeddings": True,
+        "initializer_range": 0.02,
+        "act_fn": "gelu",
+        "bias_mlp": False,
+    }
+    model = HookedGPT(
+        GPTConfig(d_vocab=tokenizer.d_vocab, seed=given.seed, **_NO_BIAS, **as_published, **sizes), tokenizer
+    )
+    return Job(model, *_token_files(train, held_out, tokenizer, given, sizes["n_ctx"]))
+
+
+def stdlib(given: Given, **sizes: Any) -> Job:
+    """Source and documentation of Python's standard library; an eighth of the rows repeats random tokens instead."""
+    train, held_out = standard_library("train"), standard_library("held_out")
+    tokenizer, n_ctx = _tokenizer(given, train, d_vocab=4096), sizes["n_ctx"]
+    end = tokenizer.eos_token_id
+    model = HookedGPT(GPTConfig(d_vocab=tokenizer.d_vocab, seed=given.seed, **_NO_BIAS, **sizes), tokenizer)
+    text, text_held_out = _token_files(train, held_out, tokenizer, given, n_ctx, bos=end)
+    repeats = Task(repeated_tokens(tokenizer.d_vocab, n_ctx, (10, 100), bos=end, first_copy=False), given.seed)
+    look = repeated_tokens(tokenizer.d_vocab, 128, (20, 60), bos=end)(torch.Generator().manual_seed(1), 8).tokens
+    measures = {
+        "head_scores": lambda model: head_scores(model, look),
+        "repeats": lambda model: repeat_losses(model, look),
+    }
+    return Job(model, Mixture([(text, 7 / 8), (repeats, 1 / 8)]), text_held_out, measures)
+
+
+def sums_modulo(given: Given, p: int = 113, share: float = 0.3) -> Job:
+    """a + b (mod p) from a share of all pairs, all at once: the network of Nanda et al., 2023."""
+    sizes: dict[str, Any] = {
+        "n_layers": 1,
+        "d_model": 128,
+        "n_heads": 4,
+        "d_mlp": 512,
+        "n_ctx": 3,
+        "d_vocab": p + 1,
+        "d_vocab_out": p,
+    }
+    bare: dict[str, Any] = {"bias_qkv": False, "bias_attn_out": False, "bias_mlp": False, "normalization_type": None}
+    model = HookedGPT(GPTConfig(act_fn="relu", default_prepend_bos=False, seed=given.seed, **bare, **sizes))
+    train, held_out = modular_addition(p, share, given.seed)
+    return Job(model, FullBatch(train), FullBatch(held_out), {"fourier_power": lambda model: fourier_power(model, p)})
+
+
+def induction_toy(given: Given, periods: tuple[int, int]) -> Job:
+    """Random tokens that repeat, for two layers of attention. With one fixed period, position alone solves it."""
+    n_tokens, n_ctx = 64, 64
+    sizes: dict[str, Any] = {
+        "n_layers": 2,
+        "d_model": 64,
+        "n_heads": 4,
+        "n_ctx": n_ctx,
+        "d_vocab": n_tokens + 1,
+        "attn_only": True,
+    }
+    no_bias: dict[str, Any] = {"bias_qkv": False, "bias_attn_out": False, "normalization_type": "RMS"}
+    model = HookedGPT(GPTConfig(seed=given.seed, **no_bias, **sizes))
+    draw = lambda lo, hi: repeated_tokens(n_tokens + 1, n_ctx, (lo, hi), bos=n_tokens)
+    generator = torch.Generator().manual_seed(given.seed + 1)
+    trained, others = draw(*periods)(generator, 64).tokens, draw(8, 28)(generator, 64).tokens
+    measures = {
+        "repeats": lambda model: repeat_losses(model, trained),
+        "head_scores": lambda model: head_scores(model, others),
+        "heads": lambda model: positional_or_induction(model, trained, others),
+    }
+    return Job(model, Task(draw(*periods), given.seed), None, measures)
+
+
+def gpt2(given: Given) -> Job:
+    """GPT-2's smallest shape over texts or a token file; its tokenizer is given, or learned from the texts."""
+    _ask_for_files(given)
+    n_ctx, d_vocab = 1024, 50_304  # GPT-2's 50,257 tokens, rounded up to what a GPU divides well
+    sizes: dict[str, Any] = {"n_layers": 12, "d_model": 768, "n_heads": 12, "n_ctx": n_ctx, "d_vocab": d_vocab}
+    as_published: dict[str, Any] = {"tie_word_embeddings": True, "initializer_range": 0.02, "bias_mlp": False}
+    cfg = GPTConfig(seed=given.seed, **_NO_BIAS, **as_published, **sizes)
+    if [file.suffix for file in given.files] == [".npy"]:
+        tokens = TokenFile(given.files[0], n_ctx, seed=given.seed)
+        tokenizer = None if given.tokenizer is None else Tokenizer.load(given.tokenizer)
+        n_train = max(n_ctx + 1, len(tokens.tokens) - max(n_ctx + 1, len(tokens.tokens) // 1000))
+        return Job(
+            HookedGPT(cfg, tokenizer),
+            TokenFile(tokens.tokens[:n_train], n_ctx, seed=given.seed),
+            TokenFile(tokens.tokens[n_train:], n_ctx),
+        )
+    train, held_out = split(texts_of(given.files), 0.01)
+    tokenizer = _tokenizer(given, train, d_vocab=50_257)
+    return Job(HookedGPT(cfg, tokenizer), *_token_files(train, held_out, tokenizer, given, n_ctx))
+
+
+def _ask_for_files(given: Given) -> None:
+    if not given.files:
+        raise ValueError("this preset reads a text that you give: --data FILE")
+
+
+def _tokenizer(given: Given, texts: list[str], d_vocab: int) -> Tokenizer:
+    """The one given; else that of the folder, if a run began there; else one learned from the texts."""
+    file = given.tokenizer or given.folder / "tokenizer.json"
+    if given.tokenizer is None and not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(Tokenizer.train(texts, d_vocab).to_json(), encoding="utf-8")
+    return Tokenizer.load(file).with_special(bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+
+
+def _token_files(
+    train: list[str], held_out: list[str], tokenizer: Tokenizer, given: Given, n_ctx: int, bos: int | None = None
+) -> tuple[TokenFile, TokenFile]:
+    files = [given.folder / "train.npy", given.folder / "held-out.npy"]
+    for file, texts in zip(files, (train, held_out), strict=True):
+        if not file.is_file():  # a run that goes on reads what it read
+            write_tokens(texts, tokenizer, file)
+    first, second = (TokenFile(file, n_ctx, bos=bos, seed=given.seed) for file in files)
+    return first, second
+
+
+_NO_BIAS: dict[str, Any] = {"bias_qkv": False, "bias_attn_out": False, "bias_norm": False}
+_STDLIB = TrainingConfig(
+    steps=5_000, batch_size=16, lr=2e-3, warmup=100, final_lr=0.05, betas=(0.9, 0.98), precision="bfloat16",
+    compile=True, eval_every=500, eval_batches=20, checkpoint_every=250, measures=30,
+)  # fmt: skip
+_SHAKESPEARE = TrainingConfig(
+    steps=5_000, batch_size=64, lr=1e-3, warmup=100, betas=(0.9, 0.99), eval_every=250, checkpoint_every=1_000,
+    precision="bfloat16", compile=True,
+)  # fmt: skip
+_SUMS = TrainingConfig(
+    steps=20_000, batch_size=3_830, lr=1e-3, schedule="constant", weight_decay=1.0, betas=(0.9, 0.98), clip=None,
+    loss_in_float64=True, last_only=True, compile=True, eval_every=100, checkpoint_every=500, measures=60,
+)  # fmt: skip
+_INDUCTION = TrainingConfig(
+    steps=1_500, batch_size=64, lr=1e-3, schedule="constant", weight_decay=0.01, betas=(0.9, 0.98), measure_every=250
+)
+_GPT2 = TrainingConfig(
+    steps=600_000, batch_size=512, accumulate=32, lr=6e-4, warmup=2_000, precision="bfloat16", compile=True,
+    log_every=10, eval_every=1_000, checkpoint_every=1_000,
+)  # fmt: skip
+
+PRESETS = {
+    "shakespeare-char": Preset(
+        "characters of a text that you give: 6 layers, 384 wide, dropout 0.2; for a GPU",
+        _SHAKESPEARE,
+        lambda given: shakespeare(given, n_layers=6, d_model=384, n_heads=6, n_ctx=256, dropout=0.2),
+    ),
+    "shakespeare-char-cpu": Preset(
+        "characters of a text that you give: 4 layers, 128 wide; minutes on a CPU",
+        replace(_SHAKESPEARE, steps=2_000, batch_size=12, lr=2e-3, precision="float32", compile=False),
+        lambda given: shakespeare(given, n_layers=4, d_model=128, n_heads=4, n_ctx=64),
+    ),
+    "stdlib-4l": Preset(
+        "4 layers, 256 wide, on Python's standard library (bundled)",
+        _STDLIB,
+        lambda given: stdlib(given, n_layers=4, d_model=256, n_heads=8, n_ctx=256, bias_mlp=False),
+    ),
+    "stdlib-attn-2l": Preset(
+        "2 layers of attention alone, on Python's standard library (bundled)",
+        _STDLIB,
+        lambda given: stdlib(given, n_layers=2, d_model=256, n_heads=8, n_ctx=256, attn_only=True),
+    ),
+    "modular-addition": Preset(
+        "a + b (mod 113) by one layer, from 30 % of the pairs: it learns them by heart, then groks (bundled)",
+        _SUMS,
+        sums_modulo,
+    ),
+    "induction-toy": Preset(
+        "random tokens that repeat with a random period: two layers of attention grow induction heads",
+        _INDUCTION,
+        lambda given: induction_toy(given, (8, 28)),
+    ),
+    "induction-toy-fixed": Preset(
+        "the same with one fixed period, which is solved by position alone: a control for head detectors",
+        _INDUCTION,
+        lambda given: induction_toy(given, (24, 24)),
+    ),
+    "gpt2-124m": Preset("GPT-2's smallest shape, over texts or a token file that you give; for GPUs", _GPT2, gpt2),
+}
