@@ -1,0 +1,39 @@
+"""Models whose weights are set by hand, each with the truth about it.
+
+`induction(n_ctx=24, norm="RMS", distractor_heads=3)` returns a `Planted`: the model, which of its nodes and edges are
+the mechanism, and `sample(n, seed)` for inputs with answers.
+"""
+
+from interp.zoo.planted.arithmetic import greater_than, modular_addition
+from interp.zoo.planted.brackets import balanced_brackets
+from interp.zoo.planted.looking_back import both, either, previous_token
+from interp.zoo.planted.memories import memories
+from interp.zoo.planted.names import indirect_object
+from interp.zoo.planted.repetition import duplicate_token, induction
+from interp.zoo.planted.single_heads import (
+    copy,
+    copy_suppression,
+    fraction_of_previous_tokens,
+    skip_trigram,
+)
+from interp.zoo.planted.truth import Examples, Planted, Truth
+
+__all__ = [
+    "Examples",
+    "Planted",
+    "Truth",
+    "balanced_brackets",
+    "both",
+    "copy",
+    "copy_suppression",
+    "duplicate_token",
+    "either",
+    "fraction_of_previous_tokens",
+    "greater_than",
+    "indirect_object",
+    "induction",
+    "memories",
+    "modular_addition",
+    "previous_token",
+    "skip_trigram",
+]
