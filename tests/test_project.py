@@ -13,7 +13,7 @@ import interp
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"config"},
+    {"config", "corpus"},
     {"hooks", "recording", "cache", "metrics", "tokenization"},
     {"interventions", "generation", "loading"},
     {"model"},

@@ -166,3 +166,12 @@ def test_gpt2s_own_vocabulary_gives_the_reference_ids(tmp_path: Path) -> None:
         ids = ours.encode(text)
         assert ids == theirs(text)["input_ids"], repr(text)
         assert ours.decode(ids) == text
+
+
+def test_tokens_know_how_many_bytes_of_text_they_are() -> None:
+    text = "the “cat” 😺 sat — naïve\n\ton the mat"
+    for tokenizer in (Tokenizer.bytes(), Tokenizer.train([text] * 3, 290, progress=False), Tokenizer.characters(text)):
+        lengths = tokenizer.byte_lengths()
+        assert sum(lengths[token] for token in tokenizer.encode(text)) == len(text.encode())
+        assert lengths[tokenizer.eos_token_id] == 0
+        assert len(lengths) == tokenizer.d_vocab

@@ -16,14 +16,22 @@ from interp.loading.files import TensorFiles, read_json
 from interp.loading.own import OURS, opened, save
 from interp.tokenization import Tokenizer
 
-__all__ = ["FAMILIES", "Checkpoint", "open_checkpoint", "save"]
+__all__ = ["BUNDLED", "FAMILIES", "Checkpoint", "bundled", "open_checkpoint", "save"]
+
+
+BUNDLED = Path(__file__).parent.parent / "zoo" / "models"
+
+
+def bundled() -> list[str]:
+    """The names of the models that come with the package."""
+    return sorted(folder.name for folder in BUNDLED.iterdir() if (folder / "model.safetensors").is_file())
 
 
 def open_checkpoint(
     where: str | os.PathLike[str], revision: str | None = None, cache_dir: str | Path | None = None
 ) -> Checkpoint:
-    """The checkpoint in a folder of ours or of Hugging Face's, or under a name on its hub."""
-    folder = Path(where).expanduser()
+    """The checkpoint that comes with the package, in a folder of ours or of Hugging Face's, or on its hub."""
+    folder = BUNDLED / where if where in bundled() else Path(where).expanduser()
     if not folder.is_dir():
         folder = _downloaded(os.fspath(where), revision, cache_dir)
     tensors = TensorFiles(folder)
@@ -99,7 +107,10 @@ def _tokenizer(folder: Path) -> tuple[Tokenizer | None, bool]:
 def _downloaded(name: str, revision: str | None, cache_dir: str | Path | None) -> Path:
     """The folder in the hub's cache that holds a model, downloaded if need be."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise FileNotFoundError(f"no folder {name!r}, and no name on the hub either (those read owner/name)")
+        raise FileNotFoundError(
+            f"no folder {name!r}, none of the models that come along ({', '.join(bundled())}), "
+            "and no name on the hub either (those read owner/name)"
+        )
     get = partial(huggingface_hub.snapshot_download, name, revision=revision, cache_dir=cache_dir)
     try:
         folder = Path(

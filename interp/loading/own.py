@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
@@ -28,11 +29,18 @@ def save(
     tokenizer: Tokenizer | None,
     state: dict[str, Tensor],
     max_shard_size: int = 5 * 2**30,
+    stored_as: torch.dtype | None = None,
 ) -> None:
-    """Write a model folder, over an older one if need be: at any moment it holds the old model or the new."""
+    """Write a model folder, over an older one if need be: at any moment it holds the old model or the new.
+
+    With `stored_as`, weights take that many bits in the file, and are widened again when the model is opened.
+    """
     target = Path(folder).expanduser()
     target.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {"version": VERSION, "cfg": cfg.to_dict(), "tokenizer": None}
+    if stored_as is not None:
+        about["widened"] = True
+        state = {name: tensor.to(stored_as) for name, tensor in state.items()}
     if tokenizer is not None:
         about["tokenizer"] = {"json": tokenizer.to_json(), "special": tokenizer.special_tokens()}
     metadata = {"format": "pt", OURS: json.dumps(about)}
@@ -75,7 +83,7 @@ def opened(folder: Path, tensors: TensorFiles) -> Checkpoint:
     if config.n_layers > len(tensors):
         raise ValueError(f"{folder} asks for {config.n_layers} layers; the weights are {len(tensors)} tensors")
     sources = {name: [Piece(name)] for name in tensors}
-    return Checkpoint(str(folder), config, tokenizer, tensors, sources, keeps_dtypes=True)
+    return Checkpoint(str(folder), config, tokenizer, tensors, sources, keeps_dtypes=not about.get("widened"))
 
 
 def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -135,8 +135,7 @@ class ParallelBlock(AttentionBlock):
         resid_pre = self.hook_resid_pre(resid_pre)
         reads = self.attn_reads(resid_pre)
         attn_out = self.hook_attn_out(self.attn(reads, this))
-        if this.last_query:
-            resid_pre, reads = resid_pre[:, -1:], reads[:, -1:]  # nobody listens: reads is one stream
+        resid_pre, reads = this.goes_on(resid_pre), this.goes_on(reads) if isinstance(reads, Tensor) else reads
         mlp_out = self.hook_mlp_out(self.mlp(self.mlp_reads(resid_pre, reads)))
         return self.hook_resid_post(resid_pre + attn_out + mlp_out)
 

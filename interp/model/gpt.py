@@ -87,7 +87,8 @@ class HookedGPT(Observed):
         revision: str | None = None,
         cache_dir: str | Path | None = None,
     ) -> "HookedGPT":
-        """The model in a folder that `save_pretrained` wrote, in a Hugging Face folder, or under a name on its hub.
+        """The model that comes with the package under a name, in a folder that `save_pretrained` wrote, in a Hugging
+        Face folder, or under a name on its hub.
 
         Its mathematics is the checkpoint's. `dtype` is that of the stored weights unless given. Nothing but tensors and
         JSON is read: no code of a checkpoint ever runs.
@@ -101,10 +102,19 @@ class HookedGPT(Observed):
         checkpoint.fill(model, torch.get_default_device() if device is None else device, dtype)
         return model.eval()
 
-    def save_pretrained(self, folder: str | os.PathLike[str], max_shard_size: int = 5 * 2**30) -> None:
-        """Write the model to a folder; at any moment it holds the old model or the new, never a mixture."""
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        max_shard_size: int = 5 * 2**30,
+        *,
+        stored_as: torch.dtype | None = None,
+    ) -> None:
+        """Write the model to a folder; at any moment it holds the old model or the new, never a mixture.
+
+        `stored_as=torch.float16` halves the file; opened again, the model computes in its own precision.
+        """
         cfg = replace(self.cfg, dtype=self.dtype)
-        save(folder, cfg, self.tokenizer, dict(self.state_dict()), max_shard_size)
+        save(folder, cfg, self.tokenizer, dict(self.state_dict()), max_shard_size, stored_as)
 
     def fingerprint(self) -> str:
         """A hash of what the model computes: its config and weights. Computed anew when a weight was written.

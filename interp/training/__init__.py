@@ -1,7 +1,6 @@
 """Training: data, one readable loop, runs as folders, and presets."""
 
 from interp.training.config import TrainingConfig
-from interp.training.corpus import standard_library
 from interp.training.data import (
     IGNORED,
     Batch,
@@ -9,6 +8,7 @@ from interp.training.data import (
     FullBatch,
     Mixture,
     Rows,
+    Stages,
     Task,
     TokenFile,
     modular_addition,
@@ -33,6 +33,7 @@ __all__ = [
     "Preset",
     "Rows",
     "Run",
+    "Stages",
     "Task",
     "TokenFile",
     "TrainingConfig",
@@ -40,7 +41,6 @@ __all__ = [
     "modular_addition",
     "repeated_tokens",
     "split",
-    "standard_library",
     "texts_of",
     "train",
     "write_tokens",

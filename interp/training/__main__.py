@@ -37,11 +37,11 @@ def _of_preset(name: str) -> Any:
 
 def main() -> None:
     """Train as the command line says."""
-    command: Command = tyro.cli(
-        reduce(or_, (_of_preset(name) for name in PRESETS)),  # type: ignore[arg-type]
-        prog="python -m interp.training",
-        description=__doc__,
-    )
+    presets: Any = reduce(or_, (_of_preset(name) for name in PRESETS))
+    try:
+        command: Command = tyro.cli(presets, prog="python -m interp.training", description=__doc__)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     said = shlex.join(["python", "-m", "interp.training", *sys.argv[1:]])
     given = Given(command.out / "data", command.data, command.tokenizer, command.training.seed)
     make = PRESETS[command.preset].job

@@ -146,14 +146,19 @@ class TokenFile:
 
 
 class Task:
-    """An endless supply of batches drawn by a function of a random generator and the number of rows."""
+    """An endless supply of batches drawn by a function of a random generator and the number of rows.
+
+    Of shorter rows it may draw a multiple of what it was asked for.
+    """
 
     def __init__(self, draw: Callable[[torch.Generator, int], Batch], seed: int = 0) -> None:
         self.draw, self.seed = draw, seed
 
     def batch(self, step: int, n_rows: int, mine: slice = slice(None)) -> Batch:
         """See `Data`."""
-        return self.draw(_generator(self.seed, step), n_rows)[mine]
+        rows = self.draw(_generator(self.seed, step), n_rows)
+        times, (start, stop, _) = len(rows) // n_rows, mine.indices(n_rows)
+        return rows[start * times : stop * times]
 
     def check(self, cfg: GPTConfig) -> None:
         """See `Data`."""
@@ -218,6 +223,31 @@ class Mixture:
         return " ".join(f"{share}×{data.identity()}" for data, share in self.parts)
 
 
+class Stages:
+    """One source after another: `[(500, first), (None, then)]` reads `first` for 500 steps, and then the other."""
+
+    def __init__(self, stages: Sequence[tuple[int | None, Data]]) -> None:
+        self.stages = list(stages)
+
+    def batch(self, step: int, n_rows: int, mine: slice = slice(None)) -> Batch:
+        """See `Data`."""
+        begun = 0
+        for n_steps, data in self.stages:
+            if n_steps is None or step < begun + n_steps:
+                return data.batch(step - begun, n_rows, mine)
+            begun += n_steps
+        raise ValueError(f"the data ended with step {begun - 1}; step {step} was asked for")
+
+    def check(self, cfg: GPTConfig) -> None:
+        """See `Data`."""
+        for _, data in self.stages:
+            data.check(cfg)
+
+    def identity(self) -> str:
+        """See `Data`."""
+        return " ".join(f"{n_steps}:{data.identity()}" for n_steps, data in self.stages)
+
+
 class Rows:
     """Rows of tokens from any iterable, in its order. A resumed run reads on where it stopped, from the beginning."""
 
@@ -262,13 +292,14 @@ def repeated_tokens(
     Whoever predicts the second copy has looked for the first. `first_copy=False` asks for the later copies alone.
     """
     shortest, longest = periods
-    if not 1 <= shortest <= longest < d_vocab - (bos is not None):
-        raise ValueError(f"periods={periods}; 1 <= shortest <= longest < {d_vocab - (bos is not None)} tokens")
+    n_tokens = d_vocab - (bos is not None and bos < d_vocab)
+    if not 1 <= shortest <= longest <= n_tokens:
+        raise ValueError(f"periods={periods}; 1 <= shortest <= longest <= {n_tokens} tokens")
 
     def draw(generator: torch.Generator, n_rows: int) -> Batch:
         period = torch.randint(shortest, longest + 1, (n_rows, 1), generator=generator)
         chance = torch.rand(n_rows, d_vocab, generator=generator)
-        if bos is not None:
+        if bos is not None and bos < d_vocab:
             chance[:, bos] = -1
         once = chance.topk(longest, dim=1).indices
         rows = once.gather(1, torch.arange(n_ctx + (bos is None)) % period)

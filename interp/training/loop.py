@@ -142,12 +142,12 @@ class _Loop:
                 tqdm(total=cfg.steps, initial=first, desc="training", unit=" steps", disable=not shown) as self.bar,
             ):
                 for step in range(first, cfg.steps):
-                    self.between_steps(step, measured_at, is_first=step == first)
+                    self.between_steps(step, measured_at, saves=step > first and _is_due(cfg.checkpoint_every, step))
                     self.step(step)
                     if self.read(self.lag):
                         break
                 self.read(0)
-                self.between_steps(self.done, measured_at, is_first=False)
+                self.between_steps(self.done, measured_at, saves=self.done > first)
         finally:
             self.spread.undo()
             self.model.eval()
@@ -175,7 +175,7 @@ class _Loop:
             total += loss.detach()
         self.scaler.unscale_(self.optimiser)
         norm = self.spread.gradient_norm(cfg.clip)
-        stop = torch.tensor(float(self.is_interrupted), device=self.device)
+        stop = torch.full((), float(self.is_interrupted), device=self.device)
         stats = torch.stack((total.float(), stop))
         self.ranks.sum(stats)
         is_bad = ~stats[0].isfinite() if self.scaler.is_enabled() else ~(stats[0].isfinite() & norm.isfinite())
@@ -207,16 +207,13 @@ class _Loop:
                 self.write(row | {"loss": loss, "grad_norm": norm, "targets": int(n_targets), "seconds": seconds})
         return stop
 
-    def between_steps(self, step: int, measured_at: set[int], is_first: bool) -> None:
+    def between_steps(self, step: int, measured_at: set[int], saves: bool) -> None:
         """Before a step, or after the last: a checkpoint, an evaluation, measures."""
         cfg = self.cfg
-        is_end = step == cfg.steps
-        is_due = lambda every: is_end or (every and step % every == 0)
-        stops = self.is_interrupted
-        if self.folder is not None and not is_first and (is_due(cfg.checkpoint_every) or stops):
+        if self.folder is not None and saves:
             self.read(0)
             self.folder.checkpoint(step, self.model, self.optimiser, self.scaler, self.ranks, cfg.keep)
-        if self.held_out is not None and is_due(cfg.eval_every) and (step or cfg.eval_every):
+        if self.held_out is not None and (step == cfg.steps or _is_due(cfg.eval_every, step)):
             self.read(0)
             found = evaluate(
                 self.model, self.held_out, n_rows=cfg.batch_size, n_batches=cfg.eval_batches, cfg=cfg, ranks=self.ranks
@@ -246,6 +243,11 @@ class _Loop:
             f"The batch is data.batch({step}, {self.cfg.batch_size})"
             + ("" if self.folder is None else f"; the last checkpoint in {self.folder.path} is sound")
         )
+
+
+def _is_due(every: int, step: int) -> bool:
+    """Whether something done every so many steps, or never, is done before this step."""
+    return every > 0 and step % every == 0
 
 
 def _asked(

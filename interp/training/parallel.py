@@ -74,7 +74,7 @@ class Spread:
         for block in self.recomputed:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if cfg.compile:
-            model.compile()
+            model.compile(dynamic=False)  # batches are of one shape, or few
         self.call: nn.Module = model
         if self.is_sharded:
             for block in model.blocks:

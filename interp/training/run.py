@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -71,10 +72,7 @@ class Run:
             saved = read_json(folder / _TOKENIZER)
             tokenizer = Tokenizer.from_json(saved["json"], **saved["special"])
         model = HookedGPT(GPTConfig.from_dict({k: v for k, v in config.items() if k != "model_type"}), tokenizer)
-        state_dict_loader.load(
-            {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
-            storage_reader=HuggingFaceStorageReader(str(folder)),
-        )
+        _read_shards(folder, {f"model.{name}": tensor for name, tensor in model.state_dict().items()})
         return model.to(**options).eval()
 
 
@@ -237,8 +235,15 @@ def _state(model: HookedGPT, optimiser: torch.optim.Optimizer) -> dict[str, Tens
 
 
 def _load_sharded(folder: Path, state: dict[str, Tensor]) -> dict[str, Any]:
-    state_dict_loader.load(state, storage_reader=HuggingFaceStorageReader(str(folder)))
+    _read_shards(folder, state)
     return read_json(folder / _SHARDED)
+
+
+def _read_shards(folder: Path, state: dict[str, Tensor]) -> None:
+    reader = HuggingFaceStorageReader(str(folder))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads the shards of many
+        state_dict_loader.load(state, storage_reader=reader)
 
 
 @torch.no_grad()

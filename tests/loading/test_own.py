@@ -281,3 +281,17 @@ def test_an_absurd_config_is_refused_before_anything_is_built(tmp_path: Path) ->
     config.write_text("{" + " " * (65 * 2**20))
     with pytest.raises(ValueError, match=r"a JSON file of at most"):
         HookedGPT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("stored_as", [torch.float16, torch.bfloat16])
+def test_weights_stored_in_fewer_bits_are_widened_when_opened(stored_as: torch.dtype, tmp_path) -> None:
+    model = variant("gpt2")
+    model.save_pretrained(tmp_path / "half", stored_as=stored_as)
+    model.save_pretrained(tmp_path / "whole")
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "whole")]
+    assert sizes[0] < 0.7 * sizes[1]
+    opened = HookedGPT.from_pretrained(tmp_path / "half")
+    assert opened.dtype == opened.cfg.dtype == torch.float32
+    for name, parameter in opened.named_parameters():
+        assert torch.equal(parameter, model.get_parameter(name).to(stored_as).float()), name
+    assert all(p.dtype == torch.float32 for p in model.parameters())

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from interp import GPTConfig
+from interp.corpus import standard_library
 from interp.tokenization import Tokenizer
 from interp.training import (
     IGNORED,
@@ -14,12 +15,12 @@ from interp.training import (
     FullBatch,
     Mixture,
     Rows,
+    Stages,
     Task,
     TokenFile,
     modular_addition,
     repeated_tokens,
     split,
-    standard_library,
     texts_of,
     write_tokens,
 )
@@ -146,8 +147,8 @@ def test_repeated_tokens_repeat_with_periods_of_their_own(bos: int | None, first
         assert targets == (followed if first_copy else [IGNORED] * n_first + followed[n_first:])
         periods[period] += 1
     assert set(periods) == {5, 6, 7, 8, 9}
-    with pytest.raises(ValueError, match=r"periods=\(5, 41\)"):
-        repeated_tokens(41, 30, (5, 41))
+    with pytest.raises(ValueError, match=r"periods=\(5, 42\)"):
+        repeated_tokens(41, 30, (5, 42))
 
 
 def test_pairs_of_a_sum_are_all_there_once() -> None:
@@ -240,3 +241,19 @@ def test_data_that_a_model_cannot_read_is_refused(tmp_path) -> None:
         FullBatch(Batch(tokens, tokens)).batch(0, 3)
     with pytest.raises(ValueError, match=r"rows of 5 tokens; the context has n_ctx=4"):
         Rows([[1] * 6] * 3).check(GPTConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=4, d_vocab=300))
+
+
+def test_one_source_follows_another() -> None:
+    first, then = (Task(lambda generator, n, i=i: Batch(*[torch.full((n, 4), i)] * 2)) for i in range(2))
+    found = [int(Stages([(3, first), (None, then)]).batch(step, 2).tokens[0, 0]) for step in range(6)]
+    assert found == [0, 0, 0, 1, 1, 1]
+    long = Task(repeated_tokens(41, 30, (5, 9)), seed=1)
+    assert torch.equal(Stages([(3, first), (None, long)]).batch(10, 2).tokens, long.batch(7, 2).tokens)
+    with pytest.raises(ValueError, match=r"the data ended with step 2; step 3"):
+        Stages([(3, first)]).batch(3, 2)
+
+
+def test_shorter_rows_may_be_more_and_are_shared_out_alike() -> None:
+    task = Task(lambda generator, n: Batch(*[torch.arange(4 * n)[:, None]] * 2))
+    assert task.batch(0, 6, slice(2, 4)).tokens.flatten().tolist() == list(range(8, 16))
+    assert len(task.batch(0, 6)) == 24

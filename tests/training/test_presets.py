@@ -1,0 +1,175 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from interp import HookedGPT
+from interp.training import PRESETS, Given, Job, Run, evaluate, train
+from interp.training.measures import fourier_power, head_scores, repeat_losses
+from interp.training.presets import sums_modulo
+
+ROOT = Path(__file__).parents[2]
+TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 40
+
+
+class Reached(Exception):
+    """What was to be learned has been learned."""
+
+
+def run_cli(*arguments: object, n_processes: int = 1) -> subprocess.CompletedProcess[str]:
+    how = ["torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}", "-m"] if n_processes > 1 else []
+    command = [sys.executable, "-m", *how, "interp.training", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+
+
+def test_the_command_line_trains_resumes_and_says_what_it_did(tmp_path) -> None:
+    (tmp_path / "play.txt").write_text(TEXT)
+    out = tmp_path / "run"
+    given = ["shakespeare-char-cpu", "--data", tmp_path / "play.txt", "--out", out]
+    choices = ["--steps", 4, "--checkpoint-every", 2, "--eval-every", 2]
+    done = run_cli(*given, *choices)
+    assert done.returncode == 0, done.stderr
+    run = Run(out)
+    assert run.steps == [2, 4]
+    assert run.config["about"]["preset"] == "shakespeare-char-cpu"
+    assert run.config["about"]["command"].startswith("python -m interp.training shakespeare-char-cpu --data")
+    assert run.series("held_out_loss")[0] == [0, 2, 4]
+    model = run.model()
+    assert model.generate("To be", max_new_tokens=3, temperature=0).startswith("To be")
+    log = (out / "log.jsonl").read_text()
+    again = run_cli(*given, *choices)
+    assert again.returncode != 0
+    assert "is already a run: resume it, or name another folder" in again.stderr
+    assert "Traceback" not in again.stderr
+    assert (out / "log.jsonl").read_text() == log
+    resumed = run_cli(*given, *choices, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    steps = [
+        [row["step"] for row in map(json.loads, text.splitlines())] for text in (log, (out / "log.jsonl").read_text())
+    ]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["shakespeare-char-cpu"], "this preset reads a text that you give: --data FILE"),
+        (["shakespeare-char-cpu", "--data", "absent.txt"], "no file absent.txt"),
+        (["shakespeare-char-cpu", "--data", "EMPTY"], "there is no text to train on: the data is empty"),
+        (["shakespeare-char-cpu", "--data", "SHORT"], "a context of 64 needs 65"),
+        (["gpt2-124m", "--data", "BEYOND"], "token ids from 0 to 60000; the model knows 0 to 50303"),
+        (["induction-toy", "--steps", "0"], "steps=0; it must be positive"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else None,
+)
+def test_wrong_input_gets_one_line(arguments: list[str], said: str, tmp_path) -> None:
+    (tmp_path / "EMPTY").write_text("")
+    (tmp_path / "SHORT").write_text("too short")
+    np.save(tmp_path / "BEYOND.npy", np.resize(np.array([0, 60_000], dtype=np.uint16), 3000))
+    named = {name: tmp_path / name for name in ("EMPTY", "SHORT")} | {"BEYOND": tmp_path / "BEYOND.npy"}
+    done = run_cli(*(named.get(each, each) for each in arguments), "--out", tmp_path / "run")
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_the_command_line_runs_under_torchrun(tmp_path) -> None:
+    done = run_cli("induction-toy", "--out", tmp_path / "run", "--steps", 2, "--parallel", "fsdp", n_processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert Run(tmp_path / "run").model().cfg.n_layers == 2
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds_and_its_data_fit_its_model(name: str, tmp_path, monkeypatch) -> None:
+    (tmp_path / "text.txt").write_text(TEXT * 20)
+    tokens = np.resize(np.arange(50_000, dtype=np.uint16), 200_000)
+    np.save(tmp_path / "tokens.npy", tokens)
+    monkeypatch.setattr("interp.training.presets.standard_library", lambda split: [TEXT, TEXT[::-1]])
+    file = tmp_path / ("tokens.npy" if name == "gpt2-124m" else "text.txt")
+    job = PRESETS[name].job(Given(tmp_path / "data", [file]))
+    job.data.check(job.model.cfg)
+    if job.held_out is not None:
+        job.held_out.check(job.model.cfg)
+    batch = job.data.batch(0, PRESETS[name].training.batch_size, slice(0, 2))
+    assert job.model(batch.tokens).shape[:2] == batch.targets.shape
+    assert PRESETS[name].training.measured_at() >= ({0} if job.measures else set())
+
+
+def trained(job: Job, name: str, steps: int, **choices: object) -> HookedGPT:
+    cfg = replace(PRESETS[name].training, steps=steps, compile=False, **choices)
+    train(job.model, job.data, cfg, progress=False)
+    return job.model
+
+
+@pytest.mark.slow
+def test_random_periods_grow_an_induction_head_in_the_second_layer(tmp_path) -> None:
+    job = PRESETS["induction-toy"].job(Given(tmp_path))
+    model = trained(job, "induction-toy", 700, measure_every=0)
+    fresh = job.data.batch(10_001, 64).tokens
+    scores = head_scores(model, fresh)["induction"]
+    assert repeat_losses(model, fresh)["again"] <= 0.6
+    assert scores[1].max() >= 0.7
+    assert scores[0].max() <= 0.1
+    found = job.measures["heads"](model)
+    assert found["positional"] == []
+    assert found["induction"]
+    assert all(head.startswith("L1") for head in found["induction"])
+
+
+@pytest.mark.slow
+def test_a_fixed_period_grows_a_positional_shortcut_and_is_reported_as_that(tmp_path) -> None:
+    job = PRESETS["induction-toy-fixed"].job(Given(tmp_path))
+    model = trained(job, "induction-toy-fixed", 500, measure_every=0)
+    rows = job.data.batch(10_001, 64).tokens
+    assert repeat_losses(model, rows)["again"] <= 0.6
+    scores = head_scores(model, rows)["induction"]
+    assert scores[0].max() >= 0.4  # two heads share the work
+    assert scores[1].max() <= 0.05
+    found = job.measures["heads"](model)
+    assert any(head.startswith("L0") for head in found["positional"])
+    assert found["induction"] == []
+
+
+@pytest.mark.slow
+def test_a_small_modulus_groks(tmp_path) -> None:
+    job = sums_modulo(Given(tmp_path), p=37, share=0.5)
+    losses: dict[int, tuple[float, float]] = {}
+
+    def look(model: HookedGPT) -> float:
+        seen, unseen = (evaluate(model, data, n_rows=2000) for data in (job.data, job.held_out))  # type: ignore[arg-type]
+        losses[len(losses)] = seen["accuracy"], unseen["accuracy"]
+        if unseen["accuracy"] >= 0.95:
+            raise Reached
+        return unseen["accuracy"]
+
+    cfg = replace(PRESETS["modular-addition"].training, steps=6000, batch_size=684, compile=False, measures=0)
+    with pytest.raises(Reached):
+        train(job.model, job.data, replace(cfg, measure_every=250), measures={"look": look}, progress=False)
+    by_heart = next(unseen for seen, unseen in losses.values() if seen == 1.0)
+    assert by_heart < 0.3  # it knew every pair that it was trained on long before
+    assert fourier_power(job.model, 37).sort(descending=True).values[:6].sum() > 0.8
+
+
+@pytest.mark.slow
+def test_four_fifths_of_all_pairs_are_enough_to_grok_soon(tmp_path) -> None:
+    job = sums_modulo(Given(tmp_path), share=0.8)
+
+    def look(model: HookedGPT) -> float:
+        loss = evaluate(model, job.held_out, n_rows=4096)["loss"]  # type: ignore[arg-type]
+        if loss < 1e-3:
+            raise Reached
+        return loss
+
+    n_rows = len(job.data.batch(0, int(0.8 * 113**2)))
+    cfg = replace(PRESETS["modular-addition"].training, steps=1500, batch_size=n_rows, compile=False, measures=0)
+    with pytest.raises(Reached):
+        train(job.model, job.data, replace(cfg, measure_every=50), measures={"look": look}, progress=False)
+    assert torch.isfinite(job.model.W_E).all()
