@@ -88,7 +88,7 @@ def stdlib(given: Given, **sizes: Any) -> Job:
     end = tokenizer.eos_token_id
     model = HookedGPT(GPTConfig(d_vocab=tokenizer.d_vocab, seed=given.seed, **_NO_BIAS, **sizes), tokenizer)
     text, text_held_out = _token_files(train, held_out, tokenizer, given, n_ctx, bos=end)
-     repeats = Task(repeated_tokens(tokenizer.d_vocab, n_ctx, (10, 100), bos=end, first_copy=False), given.seed)
+    repeats = Task(repeated_tokens(tokenizer.d_vocab, n_ctx, (10, 100), bos=end, first_copy=False), given.seed)
     growing = [(n_steps, Task(_short_repeats(n, n_ctx // 4, end), given.seed)) for n_steps, n in _GROWTH]
     data = Stages([*growing, (None, Mixture([(text, 7 / 8), (repeats, 1 / 8)]))])
     look = repeated_tokens(tokenizer.d_vocab, 128, (20, 60), bos=end)(torch.Generator().manual_seed(1), 8).tokens
