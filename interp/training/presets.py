@@ -13,7 +13,6 @@ from interp.model import HookedGPT
 from interp.tokenization import END_OF_TEXT, Tokenizer
 from interp.training.config import TrainingConfig
 from interp.training.data import (
-    Batch,
     Data,
     FullBatch,
     Held,
@@ -80,8 +79,8 @@ def shakespeare(given: Given, **sizes: Any) -> Job:
 def stdlib(given: Given, **sizes: Any) -> Job:
     """Source and documentation of Python's standard library; in an eighth of the rows random tokens repeat instead.
 
-    The first 900 steps see nothing but repeats, short, and of 64 tokens at first, then of twice as many again and again:
-    where few keys and few tokens compete, heads that look back form soon, and what is new then finds them there.
+    The first 1,400 steps see nothing but repeats, and short ones: where few keys compete, heads that look back form
+    soonest.
     """
     train, held_out = standard_library("train"), standard_library("held_out")
     tokenizer, n_ctx = _tokenizer(given, train, d_vocab=4096), sizes["n_ctx"]
@@ -89,22 +88,15 @@ def stdlib(given: Given, **sizes: Any) -> Job:
     model = HookedGPT(GPTConfig(d_vocab=tokenizer.d_vocab, seed=given.seed, **_NO_BIAS, **sizes), tokenizer)
     text, text_held_out = _token_files(train, held_out, tokenizer, given, n_ctx, bos=end)
     repeats = Task(repeated_tokens(tokenizer.d_vocab, n_ctx, (10, 100), bos=end, first_copy=False), given.seed)
-    growing = [(n_steps, Task(_short_repeats(n, n_ctx // 4, end), given.seed)) for n_steps, n in _GROWTH]
-    data = Stages([*growing, (None, Mixture([(text, 7 / 8), (repeats, 1 / 8)]))])
+    short = repeated_tokens(tokenizer.d_vocab, n_ctx // 4, (8, 28), bos=end)
+    first = Task(lambda generator, n_rows: short(generator, 4 * n_rows), given.seed)
+    data = Stages([(1_400, first), (None, Mixture([(text, 7 / 8), (repeats, 1 / 8)]))])
     look = repeated_tokens(tokenizer.d_vocab, 128, (20, 60), bos=end)(torch.Generator().manual_seed(1), 8).tokens
     measures = {
         "head_scores": lambda model: head_scores(model, look),
         "repeats": lambda model: repeat_losses(model, look),
     }
     return Job(model, data, text_held_out, measures)
-
-
-_GROWTH = ((350, 64), (50, 128), (75, 256), (75, 512), (100, 1024), (100, 2048), (150, 4095))  # steps, tokens
-
-
-def _short_repeats(n_tokens: int, n_ctx: int, bos: int | None) -> Callable[[torch.Generator, int], Batch]:
-    draw = repeated_tokens(n_tokens, n_ctx, (8, 28), bos=bos)
-    return lambda generator, n_rows: draw(generator, 4 * n_rows)
 
 
 def sums_modulo(given: Given, p: int = 113, share: float = 0.3) -> Job:
@@ -197,7 +189,7 @@ def _token_files(
 _ROTARY: dict[str, Any] = {"positional_embedding_type": "rotary", "normalization_type": "RMS"}
 _NO_BIAS: dict[str, Any] = {"bias_qkv": False, "bias_attn_out": False, "bias_norm": False}
 _STDLIB = TrainingConfig(
-    steps=5_000, batch_size=16, lr=1e-3, warmup=20, final_lr=0.05, betas=(0.9, 0.98), precision="bfloat16",
+    steps=6_400, batch_size=16, lr=1e-3, warmup=20, final_lr=0.05, betas=(0.9, 0.98), precision="bfloat16",
     compile=True, eval_every=500, eval_batches=20, checkpoint_every=250, measures=30,
 )  # fmt: skip
 _SHAKESPEARE = TrainingConfig(
@@ -234,7 +226,7 @@ PRESETS = {
     ),
     "stdlib-attn-2l": Preset(
         "2 layers of attention alone, on Python's standard library (bundled)",
-        replace(_STDLIB, steps=4_000),
+        replace(_STDLIB, steps=4_400),
         lambda given: stdlib(given, n_layers=2, d_model=256, n_heads=8, n_ctx=256, attn_only=True, **_ROTARY),
     ),
     "modular-addition": Preset(
