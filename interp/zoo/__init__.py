@@ -1,0 +1,6 @@
+"""Models worth looking at: set by hand with a known mechanism (`planted`), or trained and brought along."""
+
+from interp.zoo import planted
+from interp.zoo.models import bundled, card, measures, standard_library
+
+__all__ = ["bundled", "card", "measures", "planted", "standard_library"]

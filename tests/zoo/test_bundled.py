@@ -1,0 +1,67 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from interp import HookedGPT, zoo
+from interp.loading import BUNDLED
+from interp.tokenization import Tokenizer
+from interp.training import FullBatch, evaluate, modular_addition
+from interp.training.measures import fourier_power
+
+
+def test_the_models_are_small_in_sixteen_bits_and_have_a_card_each() -> None:
+    assert zoo.bundled() == ["modular-addition"]
+    assert sum(file.stat().st_size for file in BUNDLED.rglob("*") if file.is_file()) <= 25e6
+    for name in zoo.bundled():
+        card = zoo.card(name)
+        for said in ("parameters", "made by", "`python -m interp.training", "steps", "date, torch", "loss"):
+            assert said in card, (name, said)
+        model = HookedGPT.from_pretrained(name)
+        assert model.dtype == torch.float32
+        assert all(torch.equal(p, p.half().float()) for p in model.parameters())
+        assert {"step"} <= set(zoo.measures(name)[0])
+    with pytest.raises(KeyError, match=r"no bundled model 'gpt5'; there are \['modular-addition'"):
+        zoo.card("gpt5")
+    with pytest.raises(FileNotFoundError, match=r"none of the models that come along \(modular-addition\)"):
+        HookedGPT.from_pretrained("no such model")
+
+
+def test_they_open_offline_in_a_moment() -> None:
+    code = (
+        "import socket, time, json; from interp import HookedGPT, zoo\n"
+        "def refuse(*_): raise OSError('no network')\n"
+        "socket.socket.connect = refuse\n"
+        "times = []\n"
+        "for name in zoo.bundled():\n"
+        "    start = time.process_time(); HookedGPT.from_pretrained(name); times.append(time.process_time() - start)\n"
+        "print(json.dumps(times))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert max(json.loads(done.stdout)) < 1
+
+
+def test_modular_addition_is_past_grokking() -> None:
+    model = HookedGPT.from_pretrained("modular-addition")
+    _, held_out = modular_addition(113, 0.3)
+    found = evaluate(model, FullBatch(held_out), n_rows=4096)
+    assert found["accuracy"] >= 0.999
+    power = fourier_power(model, 113).sort(descending=True).values
+    assert power[:8].sum() > 0.9
+    steps = [(row["step"], row["held_out_loss"]) for row in zoo.measures("modular-addition") if "held_out_loss" in row]
+    learned = next(step for step, loss in steps if loss < 1e-3)
+    assert 5_000 <= learned <= 20_000
+    assert max(loss for step, loss in steps if step < learned) > 10  # it had learned by heart
+
+
+def test_texts_of_the_standard_library_are_as_many_tokens_as_were_asked_for() -> None:
+    tokenizer = Tokenizer.load(BUNDLED.parent / "tokenizer.json")
+    for n in (1, 5_000):
+        texts = zoo.standard_library(n, seed=3)
+        assert sum(len(tokenizer.encode(text)) for text in texts) in range(n, n + 10)
+        assert texts == zoo.standard_library(n, seed=3)
+    assert zoo.standard_library(5_000) != zoo.standard_library(5_000, seed=1)
+    with pytest.raises(ValueError, match=r"tokens=0"):
+        zoo.standard_library(0)
