@@ -29,6 +29,7 @@ def run_cli(*arguments: object, n_processes: int = 1) -> subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_resumes_and_says_what_it_did(tmp_path) -> None:
     (tmp_path / "play.txt").write_text(TEXT)
     out = tmp_path / "run"
@@ -57,6 +58,7 @@ def test_the_command_line_trains_resumes_and_says_what_it_did(tmp_path) -> None:
     assert steps[0] == steps[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -81,6 +83,7 @@ def test_wrong_input_gets_one_line(arguments: list[str], said: str, tmp_path) ->
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_under_torchrun(tmp_path) -> None:
     done = run_cli("induction-toy", "--out", tmp_path / "run", "--steps", 2, "--parallel", "fsdp", n_processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
