@@ -165,7 +165,9 @@ class Tokenizer:
     @property
     def cuts_at_lines(self) -> bool:
         """Whether no token reaches over a single line break between two words: long texts can be read in pieces."""
-        return isinstance(self._backend.pre_tokenizer, pre_tokenizers.ByteLevel) or self._is_of_characters
+        cut: Any = self._backend.pre_tokenizer
+        is_by_words = isinstance(cut, pre_tokenizers.ByteLevel) and cut.use_regex and not cut.add_prefix_space
+        return is_by_words or self._is_of_characters
 
     @property
     def _is_of_characters(self) -> bool:

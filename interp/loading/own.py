@@ -41,6 +41,8 @@ def save(
     if stored_as is not None:
         about["widened"] = True
         state = {name: tensor.to(stored_as) for name, tensor in state.items()}
+        if too_large := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+            raise ValueError(f"these weights do not fit into {stored_as}: {too_large[:8]}")
     if tokenizer is not None:
         about["tokenizer"] = {"json": tokenizer.to_json(), "special": tokenizer.special_tokens()}
     metadata = {"format": "pt", OURS: json.dumps(about)}

@@ -313,6 +313,10 @@ class HookedGPT(Observed):
         """Compile the pass that nobody listens to, whole; a call with hooks, edits or a cache runs as it is."""
         self._compile_options, self._compiled = options, None
 
+    def uncompile(self) -> None:
+        """Run as it is again."""
+        self._compile_options, self._compiled = None, None
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {
             "_compiled": None,

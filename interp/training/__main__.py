@@ -43,11 +43,14 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from None
     said = shlex.join(["python", "-m", "interp.training", *sys.argv[1:]])
-    given = Given(command.out / "data", command.data, command.tokenizer, command.training.seed)
-    make = PRESETS[command.preset].job
+    preset, out = PRESETS[command.preset], command.out.expanduser()
+    given = Given(out / "data", command.data, command.tokenizer, command.training.seed)
+    make = preset.job
     ranks, job = Ranks(), None
     try:
-        RunFolder(command.out).refuse(command.resume, is_empty=True)
+        if not preset.reads and (command.data or command.tokenizer):
+            raise ValueError(f"{command.preset} reads no text of yours: leave out --data and --tokenizer")
+        RunFolder(out).refuse(command.resume, is_empty=True)
         with ranks.joined():
             if ranks.is_first:
                 job = make(given)  # it writes tokens, which the others read
@@ -57,7 +60,7 @@ def main() -> None:
                 job.model.to(ranks.device),
                 job.data,
                 command.training,
-                command.out,
+                out,
                 held_out=job.held_out,
                 measures=job.measures,
                 resume=command.resume,

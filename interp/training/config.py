@@ -6,6 +6,8 @@ from typing import Literal
 
 import torch
 
+from interp.model.norms import HeadNorm, LayerNorm
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -45,8 +47,12 @@ class TrainingConfig:
             if not getattr(self, name) > 0:
                 faults.append(f"{name}={getattr(self, name)}; it must be positive")
         for name in ("warmup", "weight_decay", "eval_every", "checkpoint_every", "keep", "measure_every", "measures"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 faults.append(f"{name}={getattr(self, name)}; it must not be negative")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            faults.append(f"betas={self.betas}; each must be at least 0 and less than 1")
+        if self.eval_batches is not None and self.eval_batches < 1:
+            faults.append(f"eval_batches={self.eval_batches}; it must be positive, or None")
         if self.clip is not None and not self.clip > 0:
             faults.append(f"clip={self.clip}; it must be positive, or None")
         if not 0 <= self.label_smoothing < 1 or not 0 <= self.final_lr <= 1:
@@ -88,9 +94,12 @@ class TrainingConfig:
 
 def optimiser(model: torch.nn.Module, cfg: TrainingConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter, 2019), with decay on matrices and none on gains and biases."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2 or cfg.decay == "all"]
-    vectors = [p for p in model.parameters() if p.ndim < 2 and cfg.decay != "all"]
-    groups = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    norms = [module for module in model.modules() if isinstance(module, LayerNorm | HeadNorm)]
+    gains = {id(p) for norm in norms for p in norm.parameters()}  # those of heads are a table
+    decays = lambda p: cfg.decay == "all" or (p.ndim >= 2 and id(p) not in gains)
+    decaying = [p for p in model.parameters() if decays(p)]
+    others = [p for p in model.parameters() if not decays(p)]
+    groups = [{"params": decaying, "weight_decay": cfg.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, fused=True
     )

@@ -90,6 +90,8 @@ class TokenFile:
         self.tokens = tokens if isinstance(tokens, np.ndarray) else _opened(Path(tokens))
         self.n_ctx, self.bos, self.seed = n_ctx, bos, seed
         self._need = n_ctx + (bos is None)
+        if n_ctx < 1 or (bos is not None and bos < 0):
+            raise ValueError(f"n_ctx={n_ctx}, bos={bos}: a context is of at least 1 token, and ids are not negative")
         if self.tokens.ndim != 1 or self.tokens.dtype.kind not in "iu":
             raise ValueError(f"{self.name} must hold one row of integers, not {self.tokens.dtype} {self.tokens.shape}")
         if len(self.tokens) < self._need:
@@ -158,6 +160,8 @@ class Task:
         """See `Data`."""
         rows = self.draw(_generator(self.seed, step), n_rows)
         times, (start, stop, _) = len(rows) // n_rows, mine.indices(n_rows)
+        if times * n_rows != len(rows) or not times:
+            raise ValueError(f"the task drew {len(rows)} rows, which is no multiple of the {n_rows} it was asked for")
         return rows[start * times : stop * times]
 
     def check(self, cfg: GPTConfig) -> None:
@@ -207,9 +211,14 @@ class Mixture:
         for data, share in self.parts:
             before += share
             upto = round(n_rows * before / total)
-            if upto > done:
-                drawn.append(data.batch(step, upto - done))
+            if upto == done:
+                raise ValueError(f"a share of {share} in {total} is less than one of {n_rows} rows")
+            drawn.append(data.batch(step, upto - done))
             done = upto
+        if {each.tokens.shape[1] for each in drawn} != {drawn[0].tokens.shape[1]} or sum(map(len, drawn)) != n_rows:
+            raise ValueError(
+                f"sources of a mixture give rows of one width, not {[tuple(b.tokens.shape) for b in drawn]}"
+            )
         tokens, targets = (torch.cat([getattr(each, name) for each in drawn]) for name in ("tokens", "targets"))
         return Batch(tokens, targets)[mine]
 
@@ -255,24 +264,28 @@ class Rows:
         self._source = rows
         self._rows: Iterator[Tensor] = iter(())
         self._next: int | None = None
+        self._last: tuple[int, Tensor] | None = None
 
     def batch(self, step: int, n_rows: int, mine: slice = slice(None)) -> Batch:
         """See `Data`."""
         first = step * n_rows
+        if self._last is None or self._last[0] != first or len(self._last[1]) != n_rows:
+            self._last = first, self._read(first, n_rows)
+        rows = self._last[1][mine]
+        return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+
+    def _read(self, first: int, n_rows: int) -> Tensor:
         if self._next is None or first < self._next:
             if self._next and iter(self._source) is self._source:  # type: ignore[call-overload]
                 raise ValueError("this iterator was read already; give something that can be read from the beginning")
             self._rows, self._next = (torch.as_tensor(row) for row in self._source), 0
         rows = list(islice(self._rows, first - self._next, first - self._next + n_rows))
         if len(rows) < n_rows:
-            raise ValueError(
-                f"the data ended at row {first + len(rows)}; step {step} needs rows up to {first + n_rows}"
-            )
+            raise ValueError(f"the data ended at row {first + len(rows)}; rows up to {first + n_rows} are needed")
         if len({len(row) for row in rows}) > 1:
             raise ValueError(f"rows of one batch must be of one length, not {sorted({len(row) for row in rows})}")
         self._next = first + n_rows
-        whole = torch.stack(rows).long()[mine]
-        return Batch(whole[:, :-1].contiguous(), whole[:, 1:].contiguous())
+        return torch.stack(rows).long()
 
     def check(self, cfg: GPTConfig) -> None:
         """See `Data`. Only what can be read from the beginning again is looked at."""
@@ -330,10 +343,15 @@ def texts_of(files: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
         if not file.is_file():
             raise FileNotFoundError(f"no file {file}")
         if file.suffix != ".jsonl":
-            yield file.read_text(encoding="utf-8")
+            try:
+                yield file.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{file} is no text in UTF-8: {error}") from None
             continue
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
                 try:
                     text = json.loads(line)["text"]
                 except (ValueError, KeyError, TypeError):
@@ -349,13 +367,17 @@ def split(texts: Iterable[str], held_out: float = 0.1) -> tuple[list[str], list[
     A single text is cut: its end is held out.
     """
     texts = list(texts)
-    if len(texts) == 1:
-        cut = int(len(texts[0]) * (1 - held_out))
-        return [texts[0][:cut]], [texts[0][cut:]]
+    if len(set(texts)) <= 1:
+        text = "".join(texts[:1])
+        cut = int(len(text) * (1 - held_out))
+        return [text[:cut]], [text[cut:]]
     drawn = [int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:4]) / 2**32 for text in texts]
+    distinct = sorted(set(drawn))
+    n_held_out = sum(chance < held_out for chance in distinct)
+    bound = distinct[min(max(n_held_out, 1), len(distinct) - 1)]  # neither side stays empty
     return (
-        [text for text, chance in zip(texts, drawn, strict=True) if chance >= held_out],
-        [text for text, chance in zip(texts, drawn, strict=True) if chance < held_out],
+        [text for text, chance in zip(texts, drawn, strict=True) if chance >= bound],
+        [text for text, chance in zip(texts, drawn, strict=True) if chance < bound],
     )
 
 
@@ -365,7 +387,7 @@ def write_tokens(
     """Tokenise texts in parallel into a `.npy` file for `TokenFile`; an end-of-text token stands after each."""
     path = Path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    dtype, n_tokens = np.dtype(np.uint16 if tokenizer.d_vocab <= 2**16 else np.uint32), 0
+    dtype, n_tokens, n_characters = np.dtype(np.uint16 if tokenizer.d_vocab <= 2**16 else np.uint32), 0, 0
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     pieces = chain.from_iterable(_pieces(text, tokenizer) for text in texts)
     with replacing(path) as unfinished, unfinished.open("wb") as out:
@@ -377,9 +399,9 @@ def write_tokens(
                 ):
                     row = np.asarray(ids + end if is_last else ids, dtype=dtype)
                     out.write(row.tobytes())
-                    n_tokens += len(row)
+                    n_tokens, n_characters = n_tokens + len(row), n_characters + len(text)
                     bar.update(len(text))
-        if n_tokens <= len(end):
+        if not n_characters:
             raise ValueError("there is no text to train on: the data is empty")
         out.seek(0)
         _write_header(out, dtype, n_tokens)

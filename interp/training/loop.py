@@ -6,7 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from math import exp, log
+from itertools import islice
+from math import exp, isfinite, log
 from os import PathLike
 from typing import Any
 
@@ -46,14 +47,19 @@ def train(
     `about` is kept in `config.json`. Ctrl-C ends the run after a whole step, with a checkpoint.
     """
     ranks = Ranks()
+    if not isinstance(data, Data) or not isinstance(held_out, Held | None):
+        raise TypeError(
+            f"data is a {type(data).__name__}, held_out a {type(held_out).__name__}; see interp.training.data"
+        )
     data.check(model.cfg)
     if held_out is not None:
         held_out.check(model.cfg)
+    if model.dtype.itemsize == 2 and cfg.precision == "float16":
+        raise ValueError(f"precision='float16' scales the gradients of a wider model; this one is {model.dtype}")
     if cfg.batch_size % (ranks.size * cfg.accumulate):
         parts = f"accumulate={cfg.accumulate} × {ranks.size} processes"
         raise ValueError(f"batch_size={cfg.batch_size} must be a multiple of {parts}")
-    if cfg.last_only and (data.batch(0, cfg.batch_size).targets[:, :-1] != IGNORED).any():
-        raise ValueError("last_only, but the data asks at other positions too")
+    _check_last_only(data.batch(0, cfg.batch_size, ranks.share(cfg.batch_size)), cfg)
     with ranks.joined():
         folder = None if out is None else RunFolder(out)
         config = {"training": cfg, "model": model.cfg, "data": data.identity(), "about": dict(about or {})}
@@ -76,26 +82,31 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean loss a token, perplexity, accuracy, and bits a byte where a tokenizer tells how long tokens are."""
     ranks, cfg = ranks or Ranks(), cfg or TrainingConfig(steps=1, batch_size=1)
-    lengths = None if model.tokenizer is None else torch.tensor(model.tokenizer.byte_lengths(), device=model.device)
+    lengths = None
+    if model.tokenizer is not None:
+        known = model.tokenizer.byte_lengths()  # what the model has beyond them stands for no text
+        known += [0] * (model.cfg.d_vocab_out - len(known))
+        lengths = torch.tensor(known, device=model.device)
     loss, n_right, n_tokens, n_bytes = totals = torch.zeros(4, dtype=torch.float64, device=model.device)
     was_training = model.training
     model.eval()
-    for i, batch in enumerate(data.whole(n_rows)):
-        if i == n_batches:
-            break
-        mine = batch[ranks.share(len(batch))]
-        if len(mine) == 0:  # a sharded model needs every process in every pass
-            mine = Batch(batch.tokens[:1], torch.full_like(batch.targets[:1], IGNORED))
-        mine = mine.to(model.device)
-        with _autocast(model, cfg):
-            logits, targets = _asked(model, mine, cfg)
-        loss += _total_loss(logits, targets, cfg, smoothing=0.0)
-        n_right += (logits.argmax(-1) == targets).sum()
-        asked = targets[targets != IGNORED]
-        n_tokens += len(asked)
-        if lengths is not None:
-            n_bytes += lengths[asked].sum()
-    model.train(was_training)
+    try:
+        for batch in islice(data.whole(n_rows), n_batches):
+            mine = batch[ranks.share(len(batch))]
+            if len(mine) == 0:  # a sharded model needs every process in every pass
+                mine = Batch(batch.tokens[:1], torch.full_like(batch.targets[:1], IGNORED))
+            _check_last_only(mine, cfg)
+            mine = mine.to(model.device)
+            with _autocast(model, cfg):
+                logits, targets = _asked(model, mine, cfg)
+            loss += _total_loss(logits, targets, cfg, smoothing=0.0)
+            n_right += (logits.argmax(-1) == targets).sum()
+            asked = targets[targets != IGNORED]
+            n_tokens += len(asked)
+            if lengths is not None:
+                n_bytes += lengths[asked].sum()
+    finally:
+        model.train(was_training)
     nats, right, tokens, bytes_ = ranks.sum(totals).tolist()
     if tokens == 0:
         raise ValueError("the held-out data asks for no token")
@@ -124,19 +135,22 @@ class _Loop:
         self.log: list[dict[str, Any]] = []
         self.is_interrupted = False
         self.bad = torch.zeros((), device=self.device)  # 1 from the first loss or gradient on that is not finite
-        self.lag = int(self.device.type == "cuda")  # a GPU is asked for a loss while it works on the next
+        # A GPU is asked for a loss while it works on the next. A scaler decides by itself, so it is waited for.
+        self.lag = int(self.device.type == "cuda" and not self.scaler.is_enabled())
+        self.n_overflows = 0
         self.pending: deque[tuple[dict[str, Any], Tensor]] = deque()
 
     def run(self) -> list[dict[str, Any]]:
         cfg, first = self.cfg, 0
-        if self.folder is not None:
-            first, self.log = self.folder.restore(self.model, self.optimiser, self.scaler, self.ranks)
-        measured_at, self.done = cfg.measured_at(), first
+        measured_at = cfg.measured_at()
         self.model.train()
         self.started = time.perf_counter()
         shown = self.progress and self.ranks.is_first
         devices = [self.device] if self.device.type == "cuda" else []
         try:
+            if self.folder is not None:
+                first, self.log = self.folder.restore(self.model, self.optimiser, self.scaler, self.ranks)
+            self.done = first
             with (
                 torch.random.fork_rng(devices),
                 tqdm(total=cfg.steps, initial=first, desc="training", unit=" steps", disable=not shown) as self.bar,
@@ -159,14 +173,14 @@ class _Loop:
     def step(self, step: int) -> None:
         """One update."""
         cfg = self.cfg
-        batch = self.data.batch(step, cfg.batch_size, self.ranks.share(cfg.batch_size)).to(self.device)
+        batch = self.data.batch(step, cfg.batch_size, self.ranks.share(cfg.batch_size))
+        _check_last_only(batch, cfg)
+        batch = batch.to(self.device)
         if self.model.cfg.dropout:
             torch.manual_seed(hash((cfg.seed, step, self.ranks.rank)) % 2**63)  # so that a step can be repeated
         n_targets = self.ranks.sum((batch.targets != IGNORED).sum()).clamp(min=1)
         total = torch.zeros((), device=self.device)
-        size = len(batch) // cfg.accumulate
-        for i in range(cfg.accumulate):
-            part = batch[i * size : (i + 1) * size]
+        for i, part in enumerate(self.parts(batch)):
             with self.spread.synchronised(is_last=i == cfg.accumulate - 1):
                 with _autocast(self.model, cfg):
                     logits, targets = _asked(self.spread.call, part, cfg)
@@ -190,13 +204,19 @@ class _Loop:
         row = {"step": step, "lr": cfg.lr_at(step)}
         self.pending.append((row, torch.stack((*stats, norm.float(), self.bad, n_targets.float()))))
 
+    def parts(self, batch: Batch) -> list[Batch]:
+        """What goes through the model in turn."""
+        n, of = len(batch), self.cfg.accumulate
+        return [batch[i * n // of : (i + 1) * n // of] for i in range(of)]
+
     def read(self, lag: int) -> bool:
         """Put on the log what the device has worked out; whether to stop."""
         stop = False
         while len(self.pending) > lag:
             row, stats = self.pending.popleft()
             loss, wants_to_stop, norm, bad, n_targets = stats.tolist()
-            if bad:
+            self.n_overflows = 0 if isfinite(norm) else self.n_overflows + 1
+            if bad or self.n_overflows == 20:  # halved so often, a scale has left the range in which it helps
                 self.fail(row["step"])
             stop = stop or wants_to_stop > 0
             self.done = row["step"] + 1
@@ -216,7 +236,12 @@ class _Loop:
         if self.held_out is not None and (step == cfg.steps or _is_due(cfg.eval_every, step)):
             self.read(0)
             found = evaluate(
-                self.model, self.held_out, n_rows=cfg.batch_size, n_batches=cfg.eval_batches, cfg=cfg, ranks=self.ranks
+                self.model,
+                self.held_out,
+                n_rows=cfg.batch_size // cfg.accumulate,
+                n_batches=cfg.eval_batches,
+                cfg=cfg,
+                ranks=self.ranks,
             )
             self.write({"step": step} | {f"held_out_{name}": value for name, value in found.items()})
         if self.measures and step in measured_at:
@@ -237,17 +262,24 @@ class _Loop:
         """Say where the first value arose that is not finite. The weights are those that the step was given."""
         batch = self.data.batch(step, self.cfg.batch_size, self.ranks.share(self.cfg.batch_size)).to(self.device)
         with _autocast(self.model, self.cfg):
-            place = where_it_went_wrong(self.model, batch)
+            places = [where_it_went_wrong(self.model, part) for part in self.parts(batch)]
+        place = next((each for each in places if each), "no place that a second look at this process's rows shows")
+        kept = [] if self.folder is None else self.folder.steps()
         raise FloatingPointError(
             f"step {step}: the loss or a gradient is not finite; first at {place}. "
             f"The batch is data.batch({step}, {self.cfg.batch_size})"
-            + ("" if self.folder is None else f"; the last checkpoint in {self.folder.path} is sound")
+            + (f"; {self.folder.path} has a checkpoint of step {kept[-1]}" if self.folder and kept else "")
         )
 
 
 def _is_due(every: int, step: int) -> bool:
     """Whether something done every so many steps, or never, is done before this step."""
     return every > 0 and step % every == 0
+
+
+def _check_last_only(batch: Batch, cfg: TrainingConfig) -> None:
+    if cfg.last_only and (batch.targets[:, :-1] != IGNORED).any():
+        raise ValueError("last_only, but the data asks at other positions too")
 
 
 def _asked(

@@ -73,6 +73,7 @@ class Spread:
         self.recomputed = list(model.blocks) if cfg.activation_checkpointing else []
         for block in self.recomputed:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        self.is_compiled = cfg.compile
         if cfg.compile:
             model.compile(dynamic=False)  # batches are of one shape, or few
         self.call: nn.Module = model
@@ -104,5 +105,7 @@ class Spread:
     def undo(self) -> None:
         """Blocks run once again, as they did. What belongs to the processes' exchange goes before the exchange does."""
         self.call = self.model
+        if self.is_compiled:
+            self.model.uncompile()
         for block in self.recomputed:
             del block.forward

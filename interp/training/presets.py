@@ -1,7 +1,9 @@
 """Training runs by name: the model, the data, and the way to train, as published or as bundled."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 
 from interp.config import GPTConfig
 from interp.corpus import standard_library
+from interp.loading.files import replacing
 from interp.model import HookedGPT
 from interp.tokenization import END_OF_TEXT, Tokenizer
 from interp.training.config import TrainingConfig
@@ -57,6 +60,7 @@ class Preset:
     about: str
     training: TrainingConfig
     job: Callable[[Given], Job]
+    reads: bool = False  # a text or tokens that the user gives
 
 
 def shakespeare(given: Given, **sizes: Any) -> Job:
@@ -171,17 +175,25 @@ def _tokenizer(given: Given, texts: list[str], d_vocab: int) -> Tokenizer:
     file = given.tokenizer or given.folder / "tokenizer.json"
     if given.tokenizer is None and not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(Tokenizer.train(texts, d_vocab).to_json(), encoding="utf-8")
+        with replacing(file) as unfinished:
+            unfinished.write_text(Tokenizer.train(texts, d_vocab).to_json(), encoding="utf-8")
     return Tokenizer.load(file).with_special(bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
 
 
 def _token_files(
     train: list[str], held_out: list[str], tokenizer: Tokenizer, given: Given, n_ctx: int, bos: int | None = None
 ) -> tuple[TokenFile, TokenFile]:
-    files = [given.folder / "train.npy", given.folder / "held-out.npy"]
+    files, made_of = [given.folder / "train.npy", given.folder / "held-out.npy"], given.folder / "made-of.txt"
+    digest = hashlib.sha256(tokenizer.to_json().encode())
+    for text in chain(train, ["held out"], held_out):
+        digest.update(hashlib.sha256(text.encode("utf-8", "replace")).digest())
+    if made_of.is_file() and made_of.read_text() != digest.hexdigest():
+        raise ValueError(f"{given.folder} was made of another text, or with another tokenizer: name a new folder")
     for file, texts in zip(files, (train, held_out), strict=True):
-        if not file.is_file():  # a run that goes on reads what it read
+        if not made_of.is_file():  # a run that goes on reads what it read
             write_tokens(texts, tokenizer, file)
+    with replacing(made_of) as unfinished:
+        unfinished.write_text(digest.hexdigest())
     first, second = (TokenFile(file, n_ctx, bos=bos, seed=given.seed) for file in files)
     return first, second
 
@@ -213,11 +225,13 @@ PRESETS = {
         "characters of a text that you give: 6 layers, 384 wide, dropout 0.2; for a GPU",
         _SHAKESPEARE,
         lambda given: shakespeare(given, n_layers=6, d_model=384, n_heads=6, n_ctx=256, dropout=0.2),
+        reads=True,
     ),
     "shakespeare-char-cpu": Preset(
         "characters of a text that you give: 4 layers, 128 wide; minutes on a CPU",
         replace(_SHAKESPEARE, steps=2_000, batch_size=12, lr=2e-3, precision="float32", compile=False),
         lambda given: shakespeare(given, n_layers=4, d_model=128, n_heads=4, n_ctx=64),
+        reads=True,
     ),
     "stdlib-4l": Preset(
         "4 layers, 256 wide, on Python's standard library (bundled)",
@@ -244,5 +258,7 @@ PRESETS = {
         _INDUCTION,
         lambda given: induction_toy(given, (24, 24)),
     ),
-    "gpt2-124m": Preset("GPT-2's smallest shape, over texts or a token file that you give; for GPUs", _GPT2, gpt2),
+    "gpt2-124m": Preset(
+        "GPT-2's smallest shape, over texts or a token file that you give; for GPUs", _GPT2, gpt2, reads=True
+    ),
 }

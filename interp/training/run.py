@@ -5,7 +5,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -99,7 +99,7 @@ class RunFolder:
         ranks.wait()
         if ranks.is_first:
             (self.path / _CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-            for unfinished in (self.path / _CHECKPOINTS).glob(".*"):
+            for unfinished in (self.path / _CHECKPOINTS).glob(".step-*"):
                 shutil.rmtree(unfinished)
             if not is_run:
                 with replacing(self.path / _CONFIG) as file:
@@ -109,6 +109,8 @@ class RunFolder:
     def refuse(self, resume: bool, is_empty: bool = False) -> bool:
         """Whether the folder is a run already; raise if it must not be, or if it must be empty and is not."""
         is_run = (self.path / _CONFIG).exists()
+        if is_run and not {"training", "model", "data"} <= set(read_json(self.path / _CONFIG)):
+            raise FileExistsError(f"{self.path} has a {_CONFIG} that is no run's: name another folder")
         if is_run and not resume:
             raise FileExistsError(f"{self.path} is already a run: resume it, or name another folder")
         if is_empty and not resume and self.path.exists() and any(self.path.iterdir()):
@@ -134,6 +136,10 @@ class RunFolder:
         ranks.wait()
         return step, rows
 
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint."""
+        return _steps(self.path)
+
     def write(self, row: dict[str, Any]) -> None:
         """Append a row to the log."""
         with (self.path / _LOG).open("a") as file:
@@ -150,8 +156,6 @@ class RunFolder:
     ) -> None:
         """Keep the state before a step, and as many older ones as `keep` says."""
         done = _checkpoint(self.path, step)
-        if done.exists():
-            return
         unfinished = done.with_name(f".{done.name}")
         about = {"step": step, "scaler": scaler.state_dict()}
         state = _state(model, optimiser)
@@ -162,7 +166,7 @@ class RunFolder:
                 state, storage_writer=HuggingFaceStorageWriter(str(unfinished), save_distributed=True)
             )
             if ranks.is_first:
-                cfg = {"model_type": "interp", **model.cfg.to_dict()}
+                cfg = {"model_type": "interp", **replace(model.cfg, dtype=model.dtype, device=None).to_dict()}
                 (unfinished / _CONFIG).write_text(json.dumps(cfg, indent=1))
                 if model.tokenizer is not None:
                     content = {"json": model.tokenizer.to_json(), "special": model.tokenizer.special_tokens()}
@@ -170,7 +174,7 @@ class RunFolder:
                 (unfinished / _SHARDED).write_text(json.dumps(about))
         elif ranks.is_first:
             model.save_pretrained(unfinished)
-            of_training = {name: tensor.cpu() for name, tensor in state.items() if not name.startswith("model.")}
+            of_training = {k: tensor.cpu().contiguous() for k, tensor in state.items() if not k.startswith("model.")}
             save_file(of_training, unfinished / _STATE, {"about": json.dumps(about)})
         ranks.wait()
         if ranks.is_first:
@@ -179,7 +183,8 @@ class RunFolder:
                     os.fsync(written.fileno())
             os.replace(unfinished, done)
             for old in _steps(self.path)[: -keep - 1]:
-                shutil.rmtree(_checkpoint(self.path, old))
+                given_up = _checkpoint(self.path, old).rename(self.path / _CHECKPOINTS / f".step-{old}")
+                shutil.rmtree(given_up)
         ranks.wait()
 
     def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from interp.model import HookedGPT
 from interp.training.data import IGNORED, Batch
 
 
-def where_it_went_wrong(model: HookedGPT, batch: Batch) -> str:
+def where_it_went_wrong(model: HookedGPT, batch: Batch) -> str | None:
     """The first weight, hook point or gradient, in the order of computation, that is not finite on a batch."""
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
@@ -34,4 +34,4 @@ def where_it_went_wrong(model: HookedGPT, batch: Batch) -> str:
     for name, parameter in reversed(list(model.named_parameters())):
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f"the gradient of {name}"
-    return "no place that a second look at this process's rows would show"
+    return None

@@ -99,6 +99,11 @@ def test_a_long_text_is_tokenised_in_pieces_as_it_is_in_the_whole(tmp_path, monk
 def test_jsonl_has_a_text_a_line(tmp_path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text, "id": 3}) + "\n" for text in ("x y", "z\n")))
     (tmp_path / "b.txt").write_text("plain\n")
+    (tmp_path / "marked.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x"}\r\n\n')
+    assert list(texts_of([tmp_path / "marked.jsonl"])) == ["x"]
+    (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.txt is no text in UTF-8"):
+        list(texts_of([tmp_path / "latin.txt"]))
     assert list(texts_of([tmp_path / "a.jsonl", tmp_path / "b.txt"])) == ["x y", "z\n", "plain\n"]
     for line in ("no json", "[1]", '{"t": 1}', '{"text": 7}'):
         (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
@@ -114,6 +119,12 @@ def test_no_text_is_both_trained_on_and_held_out() -> None:
     assert not set(train) & set(held_out)
     assert Counter(train + held_out) == Counter(texts)
     assert 50 < len(held_out) < 160
+    for few in (["a", "b"], ["a", "b", "c", "a"]):
+        train, held_out = split(few, 0.001)
+        assert train
+        assert held_out
+        assert not set(train) & set(held_out)
+    assert split(["0123456789" * 10] * 2) == (["0123456789" * 9], ["0123456789"])
     assert split(["0123456789" * 10]) == (["0123456789" * 9], ["0123456789"])
 
 
@@ -166,6 +177,11 @@ def test_a_mixture_keeps_its_shares() -> None:
     mixture = Mixture([(parts[0], 5), (parts[1], 1), (parts[2], 2)])
     assert mixture.batch(3, 16).tokens[:, 0].tolist() == [0] * 10 + [1] * 2 + [2] * 4
     assert mixture.batch(3, 16, slice(8, 13)).tokens[:, 0].tolist() == [0, 0, 1, 1, 2]
+    with pytest.raises(ValueError, match=r"a share of 1 in 8 is less than one of 3 rows"):
+        mixture.batch(0, 3)
+    shorter = Task(lambda generator, n: Batch(*[torch.zeros(4 * n, 1, dtype=torch.long)] * 2))
+    with pytest.raises(ValueError, match=r"rows of one width, not \[\(4, 4\), \(16, 1\)\]"):
+        Mixture([(parts[0], 1), (shorter, 1)]).batch(0, 8)
 
 
 def test_rows_of_an_iterable_come_in_order_and_from_the_beginning_when_resumed() -> None:
@@ -174,10 +190,11 @@ def test_rows_of_an_iterable_come_in_order_and_from_the_beginning_when_resumed()
     assert data.batch(0, 3).tokens.tolist() == [[0, 1], [1, 2], [2, 3]]
     assert data.batch(4, 3).tokens[:, 0].tolist() == [12, 13, 14]
     assert data.batch(1, 3, slice(1, 3)).targets.tolist() == [[5, 6], [6, 7]]
-    with pytest.raises(ValueError, match=r"the data ended at row 20; step 6 needs rows up to 21"):
+    with pytest.raises(ValueError, match=r"the data ended at row 20; rows up to 21 are needed"):
         data.batch(6, 3)
     once = Rows(iter(rows))
-    assert once.batch(0, 3).tokens[:, 0].tolist() == [0, 1, 2]
+    for _ in range(2):  # a step may be asked for again
+        assert once.batch(1, 3).tokens[:, 0].tolist() == [3, 4, 5]
     with pytest.raises(ValueError, match=r"was read already"):
         once.batch(0, 3)
     with pytest.raises(ValueError, match=r"one length, not \[3, 4\]"):
@@ -230,7 +247,7 @@ def test_data_that_a_model_cannot_read_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"objects\.npy"):
         TokenFile(tmp_path / "objects.npy", 7)
     with pytest.raises(ValueError, match=r"the data is empty"):
-        write_tokens([""], Tokenizer.bytes(), tmp_path / "t.npy", progress=False)
+        write_tokens(["", ""], Tokenizer.bytes(), tmp_path / "t.npy", progress=False)
     assert not (tmp_path / "t.npy").exists()
     tokens = torch.zeros(2, 5, dtype=torch.long)
     with pytest.raises(ValueError, match=r"no position is asked"):
@@ -257,3 +274,5 @@ def test_shorter_rows_may_be_more_and_are_shared_out_alike() -> None:
     task = Task(lambda generator, n: Batch(*[torch.arange(4 * n)[:, None]] * 2))
     assert task.batch(0, 6, slice(2, 4)).tokens.flatten().tolist() == list(range(8, 16))
     assert len(task.batch(0, 6)) == 24
+    with pytest.raises(ValueError, match=r"drew 9 rows, which is no multiple of the 6"):
+        Task(lambda generator, n: Batch(*[torch.zeros(9, 1, dtype=torch.long)] * 2)).batch(0, 6)

@@ -1,19 +1,24 @@
+import json
 import math
 import os
 import signal
 import threading
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from interp import HookedGPT
+from interp.loading.files import open_safetensors
 from interp.tokenization import Tokenizer
 from interp.training import (
     IGNORED,
     Batch,
     FullBatch,
     Run,
+    Stages,
+    Task,
     TokenFile,
     TrainingConfig,
     evaluate,
@@ -21,6 +26,8 @@ from interp.training import (
     train,
     write_tokens,
 )
+from interp.training.config import optimiser
+from interp.training.loop import _Loop
 from interp.training.measures import fourier_power, head_scores, positional_or_induction, repeat_losses
 from tests.training.runs import curve, held_out, tiny_config, tiny_data, tiny_model
 
@@ -103,7 +110,6 @@ def test_label_smoothing_and_double_precision_are_torchs() -> None:
 def test_the_last_position_alone_is_computed_where_it_alone_is_asked() -> None:
     rows, _ = modular_addition(5, 0.9)
     model = lambda: tiny_model(d_vocab=6, d_vocab_out=5, n_ctx=3)
-    cfg = tiny_config(batch_size=22)
     logs = [
         train(model(), FullBatch(rows), tiny_config(batch_size=22, last_only=each), progress=False)
         for each in (False, True)
@@ -112,7 +118,9 @@ def test_the_last_position_alone_is_computed_where_it_alone_is_asked() -> None:
         assert last == pytest.approx(whole, rel=1e-4)
     with pytest.raises(ValueError, match=r"last_only, but the data asks at other positions too"):
         train(tiny_model(), tiny_data(), tiny_config(last_only=True), progress=False)
-    assert cfg.batch_size == 22
+    later = Stages([(2, FullBatch(rows)), (None, Task(lambda generator, n: Batch(rows.tokens, rows.tokens % 5)))])
+    with pytest.raises(ValueError, match=r"last_only, but the data asks at other positions too"):
+        train(model(), later, tiny_config(batch_size=22, last_only=True), progress=False)
 
 
 def test_learning_rates_warm_up_and_fall() -> None:
@@ -195,13 +203,83 @@ def test_what_is_not_finite_stops_the_run_and_is_named(tmp_path) -> None:
         train(model, tiny_data(), tiny_config(), tmp_path / "run", progress=False)
 
     model = tiny_model()
-    late = lambda grad, hook: grad * math.inf if late_from == 0 else grad
-    late_from = 0
+    late = lambda grad, hook: grad * math.inf
     with (
         model.hooks(bwd_hooks=[("blocks.1.hook_mlp_out", late)]),
         pytest.raises(FloatingPointError, match=r"the gradient of blocks\.1\.mlp"),
     ):
         train(model, tiny_data(), tiny_config(), progress=False)
+
+
+def test_gradients_that_never_fit_float16_stop_the_run() -> None:
+    model = tiny_model()
+    with (
+        model.hooks(bwd_hooks=[("blocks.1.hook_mlp_out", lambda grad, hook: grad * math.inf)]),
+        pytest.raises(FloatingPointError, match=r"step 19: .* the gradient of blocks\.1\.mlp"),
+    ):
+        train(model, tiny_data(), tiny_config(precision="float16", steps=40), progress=False)
+
+
+@pytest.mark.parametrize("lag", [0, 1, 3])
+def test_a_loss_that_is_read_late_changes_nothing(lag: int, tmp_path, monkeypatch) -> None:
+    """As on a GPU, which is asked for a loss while it works on the next."""
+    made = _Loop.__init__
+
+    def late(self: _Loop, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        self.lag = lag
+
+    whole = train(tiny_model(), tiny_data(), tiny_config(log_every=5), progress=False)
+    monkeypatch.setattr(_Loop, "__init__", late)
+    log = train(tiny_model(), tiny_data(), tiny_config(log_every=5), tmp_path / "run", progress=False)
+    assert curve(log) == curve(whole)
+    assert [row["step"] for row in log] == [0, 5, 10]
+    model = tiny_model(act_fn="relu2")
+    with torch.no_grad():
+        model.blocks[1].mlp.W_in.mul_(1e30)
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(FloatingPointError, match=r"step 0: .* first at blocks\.1\.mlp\.hook_post"):
+        train(model, tiny_data(), tiny_config(), progress=False)
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+def test_evaluation_takes_parts_as_training_does_and_smooths_nothing() -> None:
+    seen = []
+    model = tiny_model()
+    with model.hooks([("hook_embed", lambda x, hook: seen.append(len(x)))]):
+        log = train(
+            model,
+            tiny_data(),
+            tiny_config(steps=1, accumulate=4, label_smoothing=0.3),
+            held_out=held_out(),
+            progress=False,
+        )
+    assert max(seen) == 2
+    assert log[-1]["held_out_loss"] == pytest.approx(evaluate(model, held_out())["loss"], rel=1e-6)
+
+
+def test_gains_do_not_decay_unless_everything_does() -> None:
+    model = tiny_model(use_qk_norm=True, qk_norm_over_width=True)
+    decays = lambda cfg: {
+        id(p) for group in optimiser(model, cfg).param_groups if group["weight_decay"] for p in group["params"]
+    }
+    names = {name for name, p in model.named_parameters() if id(p) not in decays(tiny_config())}
+    assert {"blocks.0.attn.q_norm.w", "blocks.1.attn.k_norm.w", "ln_final.w", "blocks.0.mlp.up.bias"} <= names
+    assert not any(name.endswith(("weight", "W_E", "W_pos")) for name in names)
+    assert decays(tiny_config(decay="all")) == {id(p) for p in model.parameters()}
+
+
+def test_float16_goes_on_with_its_scale(tmp_path) -> None:
+    choices = {"precision": "float16", "lr": 0.01}
+    whole = train(tiny_model(), tiny_data(), tiny_config(**choices), progress=False)
+    with pytest.raises(RuntimeError, match=r"the data broke"):
+        train(tiny_model(), tiny_data(fail=8), tiny_config(**choices), tmp_path / "run", progress=False)
+    about = open_safetensors(tmp_path / "run/checkpoints/step-00000006/training.safetensors").metadata()["about"]
+    assert json.loads(about)["scaler"]["_growth_tracker"] == 6
+    log = train(tiny_model(), tiny_data(), tiny_config(**choices), tmp_path / "run", resume=True, progress=False)
+    assert curve(log) == curve(whole)
+    about = open_safetensors(tmp_path / "run/checkpoints/step-00000012/training.safetensors").metadata()["about"]
+    assert json.loads(about)["scaler"]["_growth_tracker"] == 12
 
 
 def test_a_broken_run_goes_on_as_if_nothing_had_happened(tmp_path) -> None:
@@ -282,6 +360,19 @@ def test_nothing_of_the_process_is_left_changed() -> None:
 
 
 def test_wrong_choices_are_refused_before_any_step(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"(?s)betas=\(1\.5, 0\.9\).*eval_batches=0"):
+        TrainingConfig(steps=1, batch_size=8, betas=(1.5, 0.9), eval_batches=0)
+    with pytest.raises(ValueError, match=r"a full batch has 8 rows; batch_size=4"):
+        train(
+            tiny_model(), FullBatch(tiny_data().batch(0, 8)), tiny_config(batch_size=4), tmp_path / "r", progress=False
+        )
+    assert not (tmp_path / "r").exists()
+    with pytest.raises(ValueError, match=r"this one is torch\.float16"):
+        train(tiny_model().half(), tiny_data(), tiny_config(precision="float16"), progress=False)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match=r"has a config\.json that is no run's"):
+        train(tiny_model(), tiny_data(), tiny_config(), tmp_path / "other", resume=True, progress=False)
     with pytest.raises(ValueError, match=r"(?s)steps=0; .*warmup=-1; .*no multiple of accumulate=3"):
         TrainingConfig(steps=0, batch_size=8, warmup=-1, accumulate=3)
     with pytest.raises(ValueError, match=r"compile with parallel='fsdp'"):
@@ -297,8 +388,17 @@ def test_wrong_choices_are_refused_before_any_step(tmp_path) -> None:
     assert (tmp_path / "run" / "log.jsonl").read_text() == log
     damaged = tmp_path / "run" / "checkpoints" / "step-00000012" / "training.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:100])
+    model = tiny_model()
     with pytest.raises(ValueError, match=r"training\.safetensors is no complete"):
-        train(tiny_model(), tiny_data(), tiny_config(), tmp_path / "run", resume=True, progress=False)
+        train(
+            model,
+            tiny_data(),
+            tiny_config(activation_checkpointing=True),
+            tmp_path / "run",
+            resume=True,
+            progress=False,
+        )
+    assert all("forward" not in vars(block) for block in model.blocks)
 
 
 def test_head_scores_are_sums_over_the_pattern() -> None:

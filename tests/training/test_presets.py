@@ -50,6 +50,10 @@ def test_the_command_line_trains_resumes_and_says_what_it_did(tmp_path) -> None:
     assert "is already a run: resume it, or name another folder" in again.stderr
     assert "Traceback" not in again.stderr
     assert (out / "log.jsonl").read_text() == log
+    (tmp_path / "other.txt").write_text(TEXT[::-1])
+    other = ["shakespeare-char-cpu", "--data", tmp_path / "other.txt", "--out", out]
+    refused = run_cli(*other, *choices, "--resume")
+    assert "was made of another text, or with another tokenizer" in refused.stderr
     resumed = run_cli(*given, *choices, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     steps = [
@@ -67,6 +71,10 @@ def test_the_command_line_trains_resumes_and_says_what_it_did(tmp_path) -> None:
         (["shakespeare-char-cpu", "--data", "EMPTY"], "there is no text to train on: the data is empty"),
         (["shakespeare-char-cpu", "--data", "SHORT"], "a context of 64 needs 65"),
         (["gpt2-124m", "--data", "BEYOND"], "token ids from 0 to 60000; the model knows 0 to 50303"),
+        (
+            ["induction-toy", "--data", "SHORT"],
+            "induction-toy reads no text of yours: leave out --data and --tokenizer",
+        ),
         (["induction-toy", "--steps", "0"], "steps=0; it must be positive"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
