@@ -1,13 +1,11 @@
 """What a model is trained on. A batch is a function of the seed and the step alone, so that any run can be resumed."""
 
 import hashlib
-import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -15,14 +13,10 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.config import GPTConfig
-from interp.loading.files import replacing
-from interp.tokenization import Tokenizer
 
 IGNORED = -100  # the target of a position that is asked for nothing
-_PIECE = 2**20  # characters of a long text that are tokenised at once
 
 
 @dataclass(frozen=True)
@@ -295,137 +289,6 @@ class Rows:
     def identity(self) -> str:
         """See `Data`. An iterable cannot tell."""
         return "rows"
-
-
-def repeated_tokens(
-    d_vocab: int, n_ctx: int, periods: tuple[int, int], *, bos: int | None = None, first_copy: bool = True
-) -> Callable[[torch.Generator, int], Batch]:
-    """A task: random tokens, repeated with a period drawn for each row; within a period none occurs twice.
-
-    Whoever predicts the second copy has looked for the first. `first_copy=False` asks for the later copies alone.
-    """
-    shortest, longest = periods
-    n_tokens = d_vocab - (bos is not None and bos < d_vocab)
-    if not 1 <= shortest <= longest <= n_tokens:
-        raise ValueError(f"periods={periods}; 1 <= shortest <= longest <= {n_tokens} tokens")
-
-    def draw(generator: torch.Generator, n_rows: int) -> Batch:
-        period = torch.randint(shortest, longest + 1, (n_rows, 1), generator=generator)
-        chance = torch.rand(n_rows, d_vocab, generator=generator)
-        if bos is not None and bos < d_vocab:
-            chance[:, bos] = -1
-        once = chance.topk(longest, dim=1).indices
-        rows = once.gather(1, torch.arange(n_ctx + (bos is None)) % period)
-        if bos is not None:
-            rows = torch.cat((torch.full((n_rows, 1), bos), rows), 1)
-        targets = rows[:, 1:].clone()
-        if not first_copy:
-            targets[torch.arange(n_ctx) + (bos is None) < period] = IGNORED
-        return Batch(rows[:, :-1].contiguous(), targets)
-
-    return draw
-
-
-def modular_addition(p: int, share: float, seed: int = 0) -> tuple[Batch, Batch]:
-    """The pairs a, b of a + b (mod p), read as `a b =`: a random share of them, and the others."""
-    a, b = torch.meshgrid(torch.arange(p), torch.arange(p), indexing="ij")
-    tokens = torch.stack((a.flatten(), b.flatten(), torch.full((p * p,), p)), 1)
-    targets = torch.full_like(tokens, IGNORED)
-    targets[:, -1] = (tokens[:, 0] + tokens[:, 1]) % p
-    order = torch.randperm(p * p, generator=torch.Generator().manual_seed(seed))
-    n_train = int(share * p * p)
-    return tuple(Batch(tokens[rows], targets[rows]) for rows in (order[:n_train], order[n_train:]))  # type: ignore[return-value]
-
-
-def texts_of(files: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
-    """The texts of these files: a `.jsonl` file has one a line, under `text`; any other file is one."""
-    for file in map(Path, files):
-        if not file.is_file():
-            raise FileNotFoundError(f"no file {file}")
-        if file.suffix != ".jsonl":
-            try:
-                yield file.read_text(encoding="utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{file} is no text in UTF-8: {error}") from None
-            continue
-        with file.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    text = json.loads(line)["text"]
-                except (ValueError, KeyError, TypeError):
-                    raise ValueError(f"{file}, line {number}: no JSON object with a text") from None
-                if not isinstance(text, str):
-                    raise ValueError(f"{file}, line {number}: its text is a {type(text).__name__}")
-                yield text
-
-
-def split(texts: Iterable[str], held_out: float = 0.1) -> tuple[list[str], list[str]]:
-    """Texts to train on, and about `held_out` of them to evaluate on, chosen by their content: no text is in both.
-
-    A single text is cut: its end is held out.
-    """
-    texts = list(texts)
-    if len(set(texts)) <= 1:
-        text = "".join(texts[:1])
-        cut = int(len(text) * (1 - held_out))
-        return [text[:cut]], [text[cut:]]
-    drawn = [int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:4]) / 2**32 for text in texts]
-    distinct = sorted(set(drawn))
-    n_held_out = sum(chance < held_out for chance in distinct)
-    bound = distinct[min(max(n_held_out, 1), len(distinct) - 1)]  # neither side stays empty
-    return (
-        [text for text, chance in zip(texts, drawn, strict=True) if chance >= bound],
-        [text for text, chance in zip(texts, drawn, strict=True) if chance < bound],
-    )
-
-
-def write_tokens(
-    texts: Iterable[str], tokenizer: Tokenizer, file: str | os.PathLike[str], *, progress: bool = True
-) -> Path:
-    """Tokenise texts in parallel into a `.npy` file for `TokenFile`; an end-of-text token stands after each."""
-    path = Path(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    dtype, n_tokens, n_characters = np.dtype(np.uint16 if tokenizer.d_vocab <= 2**16 else np.uint32), 0, 0
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    pieces = chain.from_iterable(_pieces(text, tokenizer) for text in texts)
-    with replacing(path) as unfinished, unfinished.open("wb") as out:
-        _write_header(out, dtype, 0)
-        with tqdm(desc="tokenising", unit=" characters", unit_scale=True, disable=not progress) as bar:
-            while group := list(islice(pieces, 64)):
-                for ids, (text, is_last) in zip(
-                    tokenizer.encode_batch([text for text, _ in group]), group, strict=True
-                ):
-                    row = np.asarray(ids + end if is_last else ids, dtype=dtype)
-                    out.write(row.tobytes())
-                    n_tokens, n_characters = n_tokens + len(row), n_characters + len(text)
-                    bar.update(len(text))
-        if not n_characters:
-            raise ValueError("there is no text to train on: the data is empty")
-        out.seek(0)
-        _write_header(out, dtype, n_tokens)
-    return path
-
-
-def _write_header(out, dtype: np.dtype, n_tokens: int) -> None:
-    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (n_tokens,)}
-    np.lib.format.write_array_header_1_0(out, about)  # it leaves room for the length to grow
-
-
-def _pieces(text: str, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
-    """A long text in pieces that are tokenised as they would be in the whole, and whether each is the last.
-
-    A single line break between two words is a token border in every byte-level vocabulary.
-    """
-    start = 0
-    while tokenizer.cuts_at_lines and len(text) - start > _PIECE:
-        found = re.compile(r"(?<=\S)\n(?=\S)").search(text, start + _PIECE)
-        if found is None:
-            break
-        yield text[start : found.end()], False
-        start = found.end()
-    yield text[start:], True
 
 
 def _opened(file: Path) -> np.ndarray:

@@ -15,22 +15,11 @@ from interp.loading.files import replacing
 from interp.model import HookedGPT
 from interp.tokenization import END_OF_TEXT, Tokenizer
 from interp.training.config import TrainingConfig
-from interp.training.data import (
-    Data,
-    FullBatch,
-    Held,
-    Mixture,
-    Stages,
-    Task,
-    TokenFile,
-    modular_addition,
-    repeated_tokens,
-    split,
-    texts_of,
-    write_tokens,
-)
+from interp.training.data import Data, FullBatch, Held, Mixture, Stages, Task, TokenFile
 from interp.training.loop import Measure
 from interp.training.measures import fourier_power, head_scores, positional_or_induction, repeat_losses
+from interp.training.tasks import modular_addition, repeated_tokens
+from interp.training.texts import split, texts_of, write_tokens
 
 
 @dataclass(frozen=True)
@@ -234,12 +223,12 @@ PRESETS = {
         reads=True,
     ),
     "stdlib-4l": Preset(
-        "4 layers, 256 wide, on Python's standard library (bundled)",
+        "4 layers, 256 wide, on Python's standard library",
         _STDLIB,
         lambda given: stdlib(given, n_layers=4, d_model=256, n_heads=8, n_ctx=256, bias_mlp=False, **_ROTARY),
     ),
     "stdlib-attn-2l": Preset(
-        "2 layers of attention alone, on Python's standard library (bundled)",
+        "2 layers of attention alone, on Python's standard library",
         replace(_STDLIB, steps=4_400),
         lambda given: stdlib(given, n_layers=2, d_model=256, n_heads=8, n_ctx=256, attn_only=True, **_ROTARY),
     ),
