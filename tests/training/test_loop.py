@@ -3,6 +3,7 @@ import math
 import os
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -293,6 +294,30 @@ def test_a_broken_run_goes_on_as_if_nothing_had_happened(tmp_path) -> None:
         train(model, tiny_data(), tiny_config(), tmp_path / "run", resume=True, progress=False)
     log = train(tiny_model(dropout=0.1), tiny_data(), tiny_config(), tmp_path / "run", resume=True, progress=False)
     assert curve(log) == curve(whole) == curve(Run(tmp_path / "run").log)
+
+
+def test_a_checkpoint_gets_its_name_when_it_is_whole(tmp_path, monkeypatch) -> None:
+    """Its files are on disk before the folder is renamed; what a killed process left half written goes."""
+    checkpoints, kept = tmp_path / "run" / "checkpoints", ["step-00000003", "step-00000006"]
+    with pytest.raises(RuntimeError, match=r"the data broke"):
+        train(tiny_model(), tiny_data(fail=8), tiny_config(steps=9), tmp_path / "run", progress=False)
+    assert sorted(os.listdir(checkpoints)) == kept
+    left = checkpoints / ".step-00000008"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half of it")
+    flushed = set()
+
+    def fsync(descriptor: int, really: Callable[[int], None] = os.fsync) -> None:
+        assert not (checkpoints / "step-00000009").exists()
+        flushed.add(os.fstat(descriptor).st_ino)
+        really(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    train(tiny_model(), tiny_data(), tiny_config(steps=9), tmp_path / "run", resume=True, progress=False)
+    assert sorted(os.listdir(checkpoints)) == [*kept, "step-00000009"]
+    whole = [file.stat().st_ino for file in (checkpoints / "step-00000009").iterdir()]
+    assert len(whole) >= 3
+    assert flushed.issuperset(whole)  # the very files, renamed: a copy would be half there for a while
 
 
 def test_a_run_opens_as_models_and_curves(tmp_path) -> None:
