@@ -1,7 +1,7 @@
 """Training: data, one readable loop, runs as folders, and presets."""
 
 from interp.training.config import TrainingConfig
-from interp.training.data import IGNORED, Batch, Data, FullBatch, Mixture, Rows, Stages, Task, TokenFile
+from interp.training.data import IGNORED, Batch, Data, FullBatch, Mixture, Rows, Shorter, Stages, Task, TokenFile
 from interp.training.loop import evaluate, train
 from interp.training.presets import PRESETS, Given, Job, Preset
 from interp.training.run import Run
@@ -20,6 +20,7 @@ __all__ = [
     "Preset",
     "Rows",
     "Run",
+    "Shorter",
     "Stages",
     "Task",
     "TokenFile",

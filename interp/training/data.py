@@ -142,10 +142,7 @@ class TokenFile:
 
 
 class Task:
-    """An endless supply of batches drawn by a function of a random generator and the number of rows.
-
-    Of shorter rows it may draw a multiple of what it was asked for.
-    """
+    """An endless supply of batches drawn by a function of a random generator and the number of rows."""
 
     def __init__(self, draw: Callable[[torch.Generator, int], Batch], seed: int = 0) -> None:
         self.draw, self.seed = draw, seed
@@ -153,10 +150,9 @@ class Task:
     def batch(self, step: int, n_rows: int, mine: slice = slice(None)) -> Batch:
         """See `Data`."""
         rows = self.draw(_generator(self.seed, step), n_rows)
-        times, (start, stop, _) = len(rows) // n_rows, mine.indices(n_rows)
-        if times * n_rows != len(rows) or not times:
-            raise ValueError(f"the task drew {len(rows)} rows, which is no multiple of the {n_rows} it was asked for")
-        return rows[start * times : stop * times]
+        if len(rows) != n_rows:
+            raise ValueError(f"the task drew {len(rows)} rows; it was asked for {n_rows}")
+        return rows[mine]
 
     def check(self, cfg: GPTConfig) -> None:
         """See `Data`."""
@@ -224,6 +220,26 @@ class Mixture:
     def identity(self) -> str:
         """See `Data`."""
         return " ".join(f"{share}×{data.identity()}" for data, share in self.parts)
+
+
+class Shorter:
+    """In place of each row, `times` rows, for data whose rows are so much shorter."""
+
+    def __init__(self, data: Data, times: int) -> None:
+        self.data, self.times = data, times
+
+    def batch(self, step: int, n_rows: int, mine: slice = slice(None)) -> Batch:
+        """See `Data`."""
+        start, stop, _ = mine.indices(n_rows)
+        return self.data.batch(step, n_rows * self.times, slice(start * self.times, stop * self.times))
+
+    def check(self, cfg: GPTConfig) -> None:
+        """See `Data`."""
+        self.data.check(cfg)
+
+    def identity(self) -> str:
+        """See `Data`."""
+        return f"{self.times}×({self.data.identity()})"
 
 
 class Stages:

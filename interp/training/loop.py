@@ -150,6 +150,7 @@ class _Loop:
         try:
             if self.folder is not None:
                 first, self.log = self.folder.restore(self.model, self.optimiser, self.scaler, self.ranks)
+                self.started -= max((row["seconds"] for row in self.log if "seconds" in row), default=0)
             self.done = first
             with (
                 torch.random.fork_rng(devices),

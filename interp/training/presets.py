@@ -15,7 +15,7 @@ from interp.loading.files import replacing
 from interp.model import HookedGPT
 from interp.tokenization import END_OF_TEXT, Tokenizer
 from interp.training.config import TrainingConfig
-from interp.training.data import Data, FullBatch, Held, Mixture, Stages, Task, TokenFile
+from interp.training.data import Data, FullBatch, Held, Mixture, Shorter, Stages, Task, TokenFile
 from interp.training.loop import Measure
 from interp.training.measures import fourier_power, head_scores, positional_or_induction, repeat_losses
 from interp.training.tasks import modular_addition, repeated_tokens
@@ -69,21 +69,26 @@ def shakespeare(given: Given, **sizes: Any) -> Job:
     return Job(model, *_token_files(train, held_out, tokenizer, given, sizes["n_ctx"]))
 
 
-def stdlib(given: Given, **sizes: Any) -> Job:
-    """Source and documentation of Python's standard library; in an eighth of the rows random tokens repeat instead.
+def stdlib(given: Given, stages: tuple[int, int], **sizes: Any) -> Job:
+    """Source and documentation of Python's standard library; in a quarter of the rows random tokens repeat instead.
 
-    The first 1,400 steps see nothing but repeats, and short ones: where few keys compete, heads that look back form
-    soonest.
+    Heads that look back for an earlier occurrence form soonest where few keys compete and few tokens occur. Two first
+    stages, of so many steps, read short rows, three quarters of them repeats: of 64 tokens, and then of any number.
     """
     train, held_out = standard_library("train"), standard_library("held_out")
     tokenizer, n_ctx = _tokenizer(given, train, d_vocab=4096), sizes["n_ctx"]
     end = tokenizer.eos_token_id
     model = HookedGPT(GPTConfig(d_vocab=tokenizer.d_vocab, seed=given.seed, **_NO_BIAS, **sizes), tokenizer)
     text, text_held_out = _token_files(train, held_out, tokenizer, given, n_ctx, bos=end)
+    short_text = TokenFile(text.tokens, n_ctx // 4, bos=end, seed=given.seed)
+
+    def short(among: tuple[int, int]) -> Shorter:
+        repeats = Task(repeated_tokens(tokenizer.d_vocab, n_ctx // 4, (8, 28), bos=end, among=among), given.seed)
+        return Shorter(Mixture([(short_text, 1 / 4), (repeats, 3 / 4)]), 4)
+
     repeats = Task(repeated_tokens(tokenizer.d_vocab, n_ctx, (10, 100), bos=end, first_copy=False), given.seed)
-    short = repeated_tokens(tokenizer.d_vocab, n_ctx // 4, (8, 28), bos=end)
-    first = Task(lambda generator, n_rows: short(generator, 4 * n_rows), given.seed)
-    data = Stages([(1_400, first), (None, Mixture([(text, 7 / 8), (repeats, 1 / 8)]))])
+    mixed = Mixture([(text, 3 / 4), (repeats, 1 / 4)])
+    data = Stages([(stages[0], short((64, 64))), (stages[1], short((64, tokenizer.d_vocab))), (None, mixed)])
     look = repeated_tokens(tokenizer.d_vocab, 128, (20, 60), bos=end)(torch.Generator().manual_seed(1), 8).tokens
     measures = {
         "head_scores": lambda model: head_scores(model, look),
@@ -187,10 +192,12 @@ def _token_files(
     return first, second
 
 
-_ROTARY: dict[str, Any] = {"positional_embedding_type": "rotary", "normalization_type": "RMS"}
 _NO_BIAS: dict[str, Any] = {"bias_qkv": False, "bias_attn_out": False, "bias_norm": False}
+_STDLIB_SIZES: dict[str, Any] = {
+    "d_model": 256, "n_heads": 8, "n_ctx": 256, "positional_embedding_type": "rotary", "normalization_type": "RMS",
+}  # fmt: skip
 _STDLIB = TrainingConfig(
-    steps=6_400, batch_size=16, lr=1e-3, warmup=20, final_lr=0.05, betas=(0.9, 0.98), precision="bfloat16",
+    steps=5_000, batch_size=16, lr=1e-3, warmup=20, final_lr=0.05, betas=(0.9, 0.98), precision="bfloat16",
     compile=True, eval_every=500, eval_batches=20, checkpoint_every=250, measures=30,
 )  # fmt: skip
 _SHAKESPEARE = TrainingConfig(
@@ -224,13 +231,13 @@ PRESETS = {
     ),
     "stdlib-4l": Preset(
         "4 layers, 256 wide, on Python's standard library",
-        _STDLIB,
-        lambda given: stdlib(given, n_layers=4, d_model=256, n_heads=8, n_ctx=256, bias_mlp=False, **_ROTARY),
+        replace(_STDLIB, steps=5_500),
+        lambda given: stdlib(given, (600, 500), n_layers=4, bias_mlp=False, **_STDLIB_SIZES),
     ),
     "stdlib-attn-2l": Preset(
         "2 layers of attention alone, on Python's standard library",
-        replace(_STDLIB, steps=4_400),
-        lambda given: stdlib(given, n_layers=2, d_model=256, n_heads=8, n_ctx=256, attn_only=True, **_ROTARY),
+        _STDLIB,
+        lambda given: stdlib(given, (350, 450), n_layers=2, attn_only=True, **_STDLIB_SIZES),
     ),
     "modular-addition": Preset(
         "a + b (mod 113) by one layer, from 30 % of the pairs: it learns them by heart, then groks (bundled)",

@@ -78,8 +78,8 @@ def compare_training() -> None:
 
 def main() -> None:
     torch.manual_seed(0)
-    for title, (sizes, n_rows) in training.SHAPES.items():
-        training.compare(title, sizes, n_rows, device="cuda")
+    for title, (sizes, n_rows, rounds) in training.SHAPES.items():
+        training.compare(title, sizes, n_rows, rounds, device="cuda")
     compare_training()
     where = torch.cuda.get_device_name()
     print(f"{where}, torch {torch.__version__}, transformers {transformers.__version__}; medians: ours, theirs, ratio")

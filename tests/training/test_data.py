@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from collections import Counter
 
@@ -15,6 +16,7 @@ from interp.training import (
     FullBatch,
     Mixture,
     Rows,
+    Shorter,
     Stages,
     Task,
     TokenFile,
@@ -162,6 +164,21 @@ def test_repeated_tokens_repeat_with_periods_of_their_own(bos: int | None, first
         repeated_tokens(41, 30, (5, 42))
 
 
+def test_repeats_may_be_made_of_few_tokens() -> None:
+    drawn = repeated_tokens(500, 30, (5, 9), among=(16, 500), bos=3)(torch.Generator().manual_seed(0), 4_000).tokens
+    largest = drawn[:, 1:].amax(1)
+    assert (drawn[:, 1:] != 3).all()
+    assert largest.max() < 500
+    for n in (32, 64, 128, 256):  # the logarithm is uniform, and the largest of 5 to 9 tokens is not far below
+        share = (largest < n).double().mean()
+        assert 0 < share - math.log(n / 16) / math.log(500 / 16) < 0.1
+    few = repeated_tokens(500, 30, (5, 9), among=(10, 10))(torch.Generator().manual_seed(0), 500).tokens
+    assert sorted(few.unique().tolist()) == list(range(10))
+    for among in ((9, 20), (20, 501), (30, 20)):
+        with pytest.raises(ValueError, match=rf"among=\({among[0]}, {among[1]}\); more tokens than the longest"):
+            repeated_tokens(500, 30, (5, 9), among=among)
+
+
 def test_pairs_of_a_sum_are_all_there_once() -> None:
     train, held_out = modular_addition(11, 0.3, seed=2)
     assert len(train) == 36
@@ -179,7 +196,7 @@ def test_a_mixture_keeps_its_shares() -> None:
     assert mixture.batch(3, 16, slice(8, 13)).tokens[:, 0].tolist() == [0, 0, 1, 1, 2]
     with pytest.raises(ValueError, match=r"a share of 1 in 8 is less than one of 3 rows"):
         mixture.batch(0, 3)
-    shorter = Task(lambda generator, n: Batch(*[torch.zeros(4 * n, 1, dtype=torch.long)] * 2))
+    shorter = Shorter(Task(lambda generator, n: Batch(*[torch.zeros(n, 1, dtype=torch.long)] * 2)), 4)
     with pytest.raises(ValueError, match=r"rows of one width, not \[\(4, 4\), \(16, 1\)\]"):
         Mixture([(parts[0], 1), (shorter, 1)]).batch(0, 8)
 
@@ -270,9 +287,11 @@ def test_one_source_follows_another() -> None:
         Stages([(3, first)]).batch(3, 2)
 
 
-def test_shorter_rows_may_be_more_and_are_shared_out_alike() -> None:
-    task = Task(lambda generator, n: Batch(*[torch.arange(4 * n)[:, None]] * 2))
-    assert task.batch(0, 6, slice(2, 4)).tokens.flatten().tolist() == list(range(8, 16))
-    assert len(task.batch(0, 6)) == 24
-    with pytest.raises(ValueError, match=r"drew 9 rows, which is no multiple of the 6"):
+def test_shorter_rows_are_more_and_are_shared_out_alike() -> None:
+    task = Task(lambda generator, n: Batch(*[torch.arange(n)[:, None]] * 2))
+    shorter = Shorter(task, 4)
+    assert shorter.batch(0, 6, slice(2, 4)).tokens.flatten().tolist() == list(range(8, 16))
+    assert len(shorter.batch(0, 6)) == 24
+    assert shorter.identity() != Shorter(task, 3).identity()
+    with pytest.raises(ValueError, match=r"drew 9 rows; it was asked for 6"):
         Task(lambda generator, n: Batch(*[torch.zeros(9, 1, dtype=torch.long)] * 2)).batch(0, 6)

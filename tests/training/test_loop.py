@@ -294,6 +294,8 @@ def test_a_broken_run_goes_on_as_if_nothing_had_happened(tmp_path) -> None:
         train(model, tiny_data(), tiny_config(), tmp_path / "run", resume=True, progress=False)
     log = train(tiny_model(dropout=0.1), tiny_data(), tiny_config(), tmp_path / "run", resume=True, progress=False)
     assert curve(log) == curve(whole) == curve(Run(tmp_path / "run").log)
+    seconds = [row["seconds"] for row in log if "loss" in row]
+    assert seconds == sorted(seconds)  # the clock goes on too
 
 
 def test_a_checkpoint_gets_its_name_when_it_is_whole(tmp_path, monkeypatch) -> None:
