@@ -69,32 +69,70 @@ def shakespeare(given: Given, **sizes: Any) -> Job:
     return Job(model, *_token_files(train, held_out, tokenizer, given, sizes["n_ctx"]))
 
 
-def stdlib(given: Given, stages: tuple[int, int], **sizes: Any) -> Job:
-    """Source and documentation of Python's standard library; in a quarter of the rows random tokens repeat instead.
+def stdlib_attn_2l(given: Given) -> Job:
+    """Two layers of attention that read Python's standard library, and random tokens that repeat.
 
-    Heads that look back for an earlier occurrence form soonest where few keys compete and few tokens occur. Two first
-    stages, of so many steps, read short rows, three quarters of them repeats: of 64 tokens, and then of any number.
+    Heads that look back for an earlier occurrence form soonest where few keys compete and few tokens occur. So the
+    first 800 steps are of short rows, three quarters of them repeats: of 64 tokens, and then of any number.
     """
-    train, held_out = standard_library("train"), standard_library("held_out")
-    tokenizer, n_ctx = _tokenizer(given, train, d_vocab=4096), sizes["n_ctx"]
-    end = tokenizer.eos_token_id
-    model = HookedGPT(GPTConfig(d_vocab=tokenizer.d_vocab, seed=given.seed, **_NO_BIAS, **sizes), tokenizer)
-    text, text_held_out = _token_files(train, held_out, tokenizer, given, n_ctx, bos=end)
-    short_text = TokenFile(text.tokens, n_ctx // 4, bos=end, seed=given.seed)
+    texts = standard_library("train"), standard_library("held_out")
+    tokenizer = _tokenizer(given, texts[0], d_vocab=4096)
+    sizes: dict[str, Any] = {"n_layers": 2, "d_model": 256, "n_heads": 8, "n_ctx": 256, "attn_only": True}
+    kinds: dict[str, Any] = {"positional_embedding_type": "rotary", "normalization_type": "RMS", **_NO_BIAS}
+    model = HookedGPT(GPTConfig(d_vocab=tokenizer.d_vocab, seed=given.seed, **sizes, **kinds), tokenizer)
+    mixed, text, held_out = _text_and_repeats(given, model, tokenizer, texts)
+    n_short, end = model.cfg.n_ctx // 4, tokenizer.eos_token_id
+    short_text = TokenFile(text.tokens, n_short, bos=end, seed=given.seed)
 
     def short(among: tuple[int, int]) -> Shorter:
-        repeats = Task(repeated_tokens(tokenizer.d_vocab, n_ctx // 4, (8, 28), bos=end, among=among), given.seed)
+        repeats = Task(repeated_tokens(tokenizer.d_vocab, n_short, (8, 28), bos=end, among=among), given.seed)
         return Shorter(Mixture([(short_text, 1 / 4), (repeats, 3 / 4)]), 4)
 
+    data = Stages([(350, short((64, 64))), (450, short((64, tokenizer.d_vocab))), (None, mixed)])
+    return Job(model, data, held_out, _looking_back(model, tokenizer))
+
+
+def stdlib_4l(given: Given) -> Job:
+    """Four layers with MLPs, grown from the bundled `stdlib-attn-2l`, whose heads it begins with."""
+    small = HookedGPT.from_pretrained("stdlib-attn-2l")
+    assert small.tokenizer is not None
+    model = grown(small, n_layers=4, attn_only=False, d_mlp=1024, bias_mlp=False, seed=given.seed)
+    texts = standard_library("train"), standard_library("held_out")
+    mixed, _, held_out = _text_and_repeats(given, model, small.tokenizer, texts)
+    return Job(model, mixed, held_out, _looking_back(model, small.tokenizer))
+
+
+@torch.no_grad()
+def grown(model: HookedGPT, **changes: Any) -> HookedGPT:
+    """A model with more layers, or with MLPs, that computes what this one does: what is new writes nothing as yet."""
+    larger, weights = HookedGPT(replace(model.cfg, **changes), model.tokenizer), model.state_dict()
+    for name, parameter in larger.named_parameters():
+        if name in weights:
+            parameter.copy_(weights.pop(name))
+        elif name.endswith((".attn.out.weight", ".mlp.down.weight")):
+            parameter.zero_()
+    if weights:
+        raise ValueError(f"a model grows; these weights of it have no place: {list(weights)[:8]}")
+    return larger
+
+
+def _text_and_repeats(
+    given: Given, model: HookedGPT, tokenizer: Tokenizer, texts: tuple[list[str], list[str]]
+) -> tuple[Mixture, TokenFile, TokenFile]:
+    """Rows of text, a quarter of them random tokens that repeat instead; the text alone; what is held out of it."""
+    n_ctx, end = model.cfg.n_ctx, tokenizer.eos_token_id
+    text, held_out = _token_files(*texts, tokenizer, given, n_ctx, bos=end)
     repeats = Task(repeated_tokens(tokenizer.d_vocab, n_ctx, (10, 100), bos=end, first_copy=False), given.seed)
-    mixed = Mixture([(text, 3 / 4), (repeats, 1 / 4)])
-    data = Stages([(stages[0], short((64, 64))), (stages[1], short((64, tokenizer.d_vocab))), (None, mixed)])
-    look = repeated_tokens(tokenizer.d_vocab, 128, (20, 60), bos=end)(torch.Generator().manual_seed(1), 8).tokens
-    measures = {
+    return Mixture([(text, 3 / 4), (repeats, 1 / 4)]), text, held_out
+
+
+def _looking_back(model: HookedGPT, tokenizer: Tokenizer) -> dict[str, Measure]:
+    draw = repeated_tokens(tokenizer.d_vocab, model.cfg.n_ctx // 2, (20, 60), bos=tokenizer.eos_token_id)
+    look = draw(torch.Generator().manual_seed(1), 8).tokens
+    return {
         "head_scores": lambda model: head_scores(model, look),
         "repeats": lambda model: repeat_losses(model, look),
     }
-    return Job(model, data, text_held_out, measures)
 
 
 def sums_modulo(given: Given, p: int = 113, share: float = 0.3) -> Job:
@@ -193,9 +231,6 @@ def _token_files(
 
 
 _NO_BIAS: dict[str, Any] = {"bias_qkv": False, "bias_attn_out": False, "bias_norm": False}
-_STDLIB_SIZES: dict[str, Any] = {
-    "d_model": 256, "n_heads": 8, "n_ctx": 256, "positional_embedding_type": "rotary", "normalization_type": "RMS",
-}  # fmt: skip
 _STDLIB = TrainingConfig(
     steps=5_000, batch_size=16, lr=1e-3, warmup=20, final_lr=0.05, betas=(0.9, 0.98), precision="bfloat16",
     compile=True, eval_every=500, eval_batches=20, checkpoint_every=250, measures=30,
@@ -230,14 +265,14 @@ PRESETS = {
         reads=True,
     ),
     "stdlib-4l": Preset(
-        "4 layers, 256 wide, on Python's standard library",
-        replace(_STDLIB, steps=5_500),
-        lambda given: stdlib(given, (600, 500), n_layers=4, bias_mlp=False, **_STDLIB_SIZES),
+        "4 layers, 256 wide, on Python's standard library, grown from the 2 of the next (bundled)",
+        replace(_STDLIB, steps=1_700, warmup=100),
+        stdlib_4l,
     ),
     "stdlib-attn-2l": Preset(
-        "2 layers of attention alone, on Python's standard library",
+        "2 layers of attention alone, on Python's standard library and random repeats (bundled)",
         _STDLIB,
-        lambda given: stdlib(given, (350, 450), n_layers=2, attn_only=True, **_STDLIB_SIZES),
+        stdlib_attn_2l,
     ),
     "modular-addition": Preset(
         "a + b (mod 113) by one layer, from 30 % of the pairs: it learns them by heart, then groks (bundled)",

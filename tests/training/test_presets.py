@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from interp import HookedGPT
+from interp import GPTConfig, HookedGPT
 from interp.training import PRESETS, Given, Job, Run, evaluate, train
 from interp.training.measures import fourier_power, head_scores, repeat_losses
-from interp.training.presets import sums_modulo
+from interp.training.presets import grown, sums_modulo
 
 ROOT = Path(__file__).parents[2]
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 40
@@ -112,6 +112,21 @@ def test_every_preset_builds_and_its_data_fit_its_model(name: str, tmp_path, mon
     batch = job.data.batch(0, PRESETS[name].training.batch_size, slice(0, 2))
     assert job.model(batch.tokens).shape[:2] == batch.targets.shape
     assert PRESETS[name].training.measured_at() >= ({0} if job.measures else set())
+
+
+def test_a_grown_model_computes_what_it_grew_from_and_can_learn_more() -> None:
+    kinds = {"positional_embedding_type": "rotary", "normalization_type": "RMS", "bias_norm": False, "seed": 0}
+    sizes = {"n_layers": 2, "d_model": 12, "n_heads": 3, "n_ctx": 9, "d_vocab": 17, "attn_only": True}
+    small = HookedGPT(GPTConfig(**sizes, **kinds))
+    large = grown(small, n_layers=3, attn_only=False, d_mlp=20, seed=1)
+    tokens = torch.randint(0, 17, (4, 9), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(large(tokens), small(tokens))
+    assert large.cfg.n_layers == 3
+    large(tokens, "loss").backward()
+    assert all(block.mlp.down.weight.grad.abs().max() > 0 for block in large.blocks)
+    assert large.blocks[2].attn.out.weight.grad.abs().max() > 0
+    with pytest.raises(ValueError, match=r"these weights of it have no place: \['blocks.2"):
+        grown(large, n_layers=2)
 
 
 def trained(job: Job, name: str, steps: int, **choices: object) -> HookedGPT:
