@@ -45,25 +45,33 @@ Table = Mapping["HookPoint", Listeners]
 
 
 @dataclass(frozen=True)
+class Span:
+    """What the pass under way reads: tokens behind `n_past` others, of rows that are real where the mask is True."""
+
+    n_past: int = 0
+    mask: Tensor | None = None  # [batch key_pos]; None: all are
+
+
+@dataclass(frozen=True)
 class Heard:
     """Who listens in a context: what each enclosing `with` added, outermost first, and all of it together."""
 
     entries: tuple[Table, ...] = ()
     table: Table = field(default_factory=dict)
     is_inside_hook: bool = False  # then lasting hooks are silent too
+    span: Span = Span()
 
     def plus(self, added: Table) -> "Heard":
         table = {**self.table, **{p: self.table.get(p, NOBODY).then(later) for p, later in added.items()}}
-        return Heard((*self.entries, added), table, self.is_inside_hook)
+        return Heard((*self.entries, added), table, self.is_inside_hook, self.span)
 
     def without(self, added: Table) -> "Heard":
-        left = Heard(is_inside_hook=self.is_inside_hook)
+        left = Heard(is_inside_hook=self.is_inside_hook, span=self.span)
         for entry in self.entries:
             left = left if entry is added else left.plus(entry)
         return left
 
 
-_INSIDE_HOOK = Heard(is_inside_hook=True)
 _heard: ContextVar[Heard] = ContextVar("heard", default=Heard())  # noqa: B039 (frozen)
 
 
@@ -120,7 +128,7 @@ class HookPoint(nn.Module):
     def _edited(self, x: Tensor, fn: HookFn) -> Tensor:
         """What `fn` makes of a copy of its own. Models called by `fn` are not heard by the hooks around it."""
         own = x.clone()
-        outside = _heard.set(_INSIDE_HOOK)
+        outside = _heard.set(Heard(is_inside_hook=True, span=_heard.get().span))
         try:
             returned = fn(own, hook=self)
         except Exception as error:
@@ -170,11 +178,26 @@ def replayed(heard: Heard) -> Iterator[None]:
         yield
         return
     table = {point: replace(listeners, backward=(), recorders=()) for point, listeners in heard.table.items()}
-    token = _heard.set(Heard((table,), table))
+    token = _heard.set(Heard((table,), table, span=heard.span))
     try:
         yield
     finally:
         _heard.reset(token)
+
+
+@contextmanager
+def spanning(span: Span) -> Iterator[None]:
+    """In this context, the pass under way reads these tokens."""
+    token = _heard.set(replace(_heard.get(), span=span))
+    try:
+        yield
+    finally:
+        _heard.reset(token)
+
+
+def span_of_pass() -> Span:
+    """What the pass that calls a hook function reads."""
+    return _heard.get().span
 
 
 @contextmanager

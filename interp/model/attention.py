@@ -1,16 +1,17 @@
 """Attention: heads read the stream, look at earlier positions, and write to the stream."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from einops import einsum
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from interp.config import GPTConfig
 from interp.hooks import Heard, HookPoint, is_heard
-from interp.model.kv_cache import KVCache
+from interp.model.kv_cache import Earlier
 from interp.model.linear import Linear, product
 from interp.model.norms import HeadNorm
 from interp.model.rotary import Rotation, rotate_halves, rotate_pairs
@@ -32,18 +33,19 @@ class Pass:
     mask: Bool[Tensor, "#batch 1 query_pos key_pos"] | None = None  # who may look where; None: causal, or everywhere
     local_mask: Bool[Tensor, "#batch 1 query_pos key_pos"] | None = None  # the same for layers with a window
     is_causal: bool = True
-    kv_cache: KVCache | None = None
+    kv_cache: Earlier | None = None
     hooks: Heard | None = None  # who listens to this call; None: nobody
-    last_query: bool = False  # only the last position asks, and is written to
+    wanted: slice | Int[Tensor, " wanted"] | None = None  # the positions that ask and are written to; None: all
+    look: "Callable[[Attention, Tensor, Tensor, Tensor], Tensor] | None" = None  # in place of the attention's own
 
     def for_last_query(self) -> "Pass":
         """The same, for a block that only the last position goes on from. It sees all that its mask allows."""
         mask, local = (m if m is None else m[..., -1:, :] for m in (self.mask, self.local_mask))
-        return replace(self, mask=mask, local_mask=local, is_causal=False, last_query=True)
+        return replace(self, mask=mask, local_mask=local, is_causal=False, wanted=slice(-1, None))
 
-    def goes_on(self, resid: Stream) -> Written:
-        """The positions of the stream that the block adds to."""
-        return resid[:, -1:] if self.last_query else resid
+    def goes_on(self, x: Float[Tensor, "#batch pos ..."]) -> Float[Tensor, "#batch query_pos ..."]:
+        """What goes on of something that is there at every position."""
+        return x if self.wanted is None else x[:, self.wanted]
 
 
 class Attention(nn.Module):
@@ -79,14 +81,14 @@ class Attention(nn.Module):
         q, k, v = self.project(x, this) if isinstance(x, Tensor) else self.project_each(*x)
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
         q, k = self.rotate(self.q_norm(q), self.k_norm(k), this)
-        z = self.hook_z(self.look(q, k, v, this))
+        z = self.hook_z(self.look(q, k, v, this) if this.look is None else this.look(self, q, k, v))
         return self.dropout(self.write(z))
 
     def project(self, x: Stream, this: Pass) -> tuple[Queries, KVHeads, KVHeads]:
-        if this.last_query:
+        if this.wanted is not None:
             n_q, weight, bias = self._qkv_sizes()[0], self.qkv.weight, self.qkv.bias
             of_q, of_kv = (None, None) if bias is None else (bias[:n_q], bias[n_q:])
-            q, kv = product(x[:, -1:], weight[:n_q], of_q), product(x, weight[n_q:], of_kv)
+            q, kv = product(this.goes_on(x), weight[:n_q], of_q), product(x, weight[n_q:], of_kv)
             k, v = kv.chunk(2, dim=-1)
         else:
             q, k, v = self.qkv(x).split(self._qkv_sizes(), dim=-1)
@@ -201,5 +203,5 @@ class RotaryAttention(Attention):
 
     def rotate(self, q: Queries, k: KVHeads, this: Pass) -> tuple[Queries, KVHeads]:
         assert this.rotation is not None
-        of_queries = [each[:, -q.shape[1] :] for each in this.rotation]
+        of_queries = [this.goes_on(each) for each in this.rotation]
         return self.hook_rot_q(self.turn(q, *of_queries)), self.hook_rot_k(self.turn(k, *this.rotation))

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp.config import GPTConfig
-from interp.hooks import HookPoint, hooks_in_force, is_heard
+from interp.hooks import HookPoint, Span, hooks_in_force, is_heard, spanning
 from interp.loading import open_checkpoint, save
 from interp.model.attention import Pass
 from interp.model.block import Block, block
@@ -205,7 +205,7 @@ class HookedGPT(Observed):
             run = partial(_uncompiled(HookedGPT._pass_and_remember), self)
         elif self.is_observed():
             self._refuse_compiled_parts()
-            run = partial(_uncompiled(HookedGPT._pass), self)  # hook points say nothing while they are compiled
+            run = partial(_uncompiled(HookedGPT._observed_pass), self)  # a compiled hook point says nothing
         else:
             run = self._pass if self._compile_options is None else self._compiled_pass()
         return run, x, mask, between
@@ -243,8 +243,13 @@ class HookedGPT(Observed):
             self._compiled = torch.compile(self._pass, fullgraph=True, **(self._compile_options or {}))
         return self._compiled
 
+    def _observed_pass(self, x: Tensor, *args: Any) -> Any:
+        mask, kv_cache = args[-2:]
+        with spanning(Span(0 if kv_cache is None else kv_cache.length, mask)):
+            return self._pass(x, *args)
+
     def _pass_and_remember(self, x: Tensor, *args: Any) -> Any:
-        out = self._pass(x, *args)
+        out = self._observed_pass(x, *args)
         mask, kv_cache = args[-2:]
         kv_cache.commit(x.shape[1], mask)
         return out

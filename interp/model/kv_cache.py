@@ -1,11 +1,22 @@
 """Keys and values of the tokens read so far, so that the next ones need not read them again."""
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 Heads = Float[Tensor, "batch pos kv_head d_head"]
 Past = Float[Tensor, "batch kv_head key_pos d_head"]
+
+
+@runtime_checkable
+class Earlier(Protocol):
+    """What attention looks at before the tokens of a pass."""
+
+    def append(self, layer: int, k: Heads, v: Heads) -> tuple[Past, Past]:
+        """All keys and values of a layer, these new ones last."""
+        ...
 
 
 class KVCache:
@@ -41,6 +52,11 @@ class KVCache:
         """Count the last `n_new` positions, whose full mask is given, as read."""
         self.length += n_new
         self.attention_mask = attention_mask
+
+    def of(self, layer: int) -> tuple[Past, Past]:
+        """The keys and values that a layer has read."""
+        keys, values = self._layers[layer]
+        return keys[:, :, : self.length], values[:, :, : self.length]
 
     @property
     def batch_size(self) -> int | None:

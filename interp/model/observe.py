@@ -1,6 +1,7 @@
 """What can be seen of a model: caches of activations, and what its hook points are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from interp.cache import ActivationCache
 from interp.hooks import Hooks, Names
+from interp.interventions import Edit, hooks_of
 from interp.model.generate import Generates
 from interp.model.inputs import ReturnType, checked_layers
 from interp.model.kv_cache import KVCache
@@ -79,6 +81,12 @@ class Observed(Generates):
             recording.taken, self, tokens=tokens, attention_mask=attention_mask, pos_slice=pos_slice
         )
         return out, cache.remove_batch_dim() if remove_batch_dim else cache
+
+    @contextmanager
+    def edit(self, edits: Iterable[Edit]) -> Iterator["Observed"]:
+        """Within this context, every call is changed as these edits say, in their order."""
+        with self.hooks(hooks_of(edits, self)):
+            yield self
 
     def _cached_by_default(self, start_at_layer: int | None, stop_at_layer: int | None) -> list[str]:
         cached = [name for name, point in self.hook_dict.items() if point.is_cached_by_default]
