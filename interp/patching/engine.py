@@ -1,0 +1,317 @@
+"""Many runs, each changed at a site of its own, in one pass through the layers.
+
+1. The base run is made once; its stream before every layer and its keys and values are kept.
+2. A row boards at the layer that its first edit touches, from the base run's stream, with the tokens from its first
+   changed position on: what lies before is as in the base run.
+3. The tokens of all rows on board are packed side by side without padding. To the blocks they are one long sequence;
+   attention alone knows rows, and looks at the base run's keys and values for what lies before a row's first token.
+4. In the last layer only the positions that the metric reads ask, and only their logits are computed.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import groupby
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp.hooks import HookPoint
+from interp.interventions import Edit, Places, last_real, tokens_first
+from interp.model import HookedGPT, KVCache
+from interp.model.attention import Attention, Pass
+from interp.model.inputs import allowed_attention, positions
+from interp.model.rotary import rotation
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A run of one of the prompts, with these edits; `start`: nothing changes before this position."""
+
+    prompt: int
+    edits: tuple[Edit, ...]
+    start: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A row that is ready: from where on it differs from the base run, in which layer and at which position."""
+
+    prompt: int
+    start: int
+    board: int
+    acts: list[tuple[HookPoint, Edit, Int[Tensor, " _"]]]
+
+
+class Base:
+    """The run that rows depart from, and what they need of it."""
+
+    def __init__(self, model: HookedGPT, tokens: Int[Tensor, "prompt pos"], mask: Tensor | None = None) -> None:
+        self.model, self.tokens = model, tokens.to(model.device)
+        self.mask = None if mask is None or bool(mask.all()) else mask.bool().to(model.device)
+        n_rows, self.n_pos = tokens.shape
+        self.where = positions(self.mask, 0, self.n_pos, model.device)
+        self.last = last_real(self.mask, n_rows, self.n_pos, torch.device("cpu"))
+        self.kept = KVCache(room=self.n_pos)
+        self.resid: list[Float[Tensor, "prompt pos d_model"]] = []  # before each layer, and after the last
+        names = ["blocks.*.hook_resid_pre", f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"]
+        with torch.no_grad(), model.recording(names, lambda x, point: self.resid.append(x)):  # noqa: ARG005
+            model(self.tokens, None, attention_mask=self.mask, past_kv_cache=self.kept)
+
+    def prepared(self, row: Row) -> "Prepared":
+        """A row, and where in the pass each of its edits acts."""
+        columns = torch.arange(row.start, self.n_pos)
+        places, mask = Places(torch.full_like(columns, row.prompt), columns), self.mask
+        if not 0 <= row.prompt < len(self.tokens):
+            raise IndexError(f"prompt {row.prompt} is out of range: there are {len(self.tokens)}")
+        acts = []
+        for edit in row.edits:
+            edit.site.check_positions(len(self.tokens), self.n_pos, mask)
+            point, meant = edit.site.point(self.model), edit.site.includes(places, self.last, self.n_pos)
+            if point.name in ("hook_embed", "hook_pos_embed"):
+                raise ValueError(f"a sweep changes the stream from its first block on: not {point.name}, but resid_pre")
+            acts.append((point, edit, columns if meant is None else columns[meant]))
+        acts = [(point, edit, where) for point, edit, where in acts if len(where)]
+        start = min((int(where[0]) for _, _, where in acts), default=self.n_pos)
+        n_layers = self.model.cfg.n_layers
+        board = min((_layer(point, n_layers) for point, _, _ in acts), default=n_layers)
+        return Prepared(row.prompt, start, board, acts)
+
+    @cached_property
+    def allowed(self) -> dict[bool, Bool[Tensor, "#prompt 1 query_pos key_pos"]]:
+        """Who may look where, in layers without a window and with one."""
+        n, device = self.n_pos, self.model.device
+        causal = torch.ones(n, n, dtype=torch.bool, device=device).tril()[None, None]
+        found = {}
+        for is_local in (False, True):
+            window = self.model.cfg.window_size if is_local else None
+            mask = allowed_attention(self.mask, 0, n, True, window, device)
+            found[is_local] = causal if mask is None else mask
+        return found
+
+
+@dataclass
+class Group:
+    """Rows on board that start at the same position: their tokens lie side by side in the packed stream."""
+
+    rows: list[int]
+    start: int
+    first: int  # the packed token with which it begins
+    n_each: int  # tokens of a row
+
+    @property
+    def tokens(self) -> slice:
+        return slice(self.first, self.first + len(self.rows) * self.n_each)
+
+
+@dataclass
+class Before:
+    """Stands where a KV cache does: the base run's keys and values, before those of a group's own tokens."""
+
+    keys: Float[Tensor, "row kv_head key_pos d_head"]
+    values: Float[Tensor, "row kv_head key_pos d_head"]
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values that a group looks at."""
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        if not self.keys.shape[2]:
+            return k, v
+        return torch.cat((self.keys, k), 2), torch.cat((self.values, v), 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Act:
+    """An edit of a row, at the positions that it changes."""
+
+    row: int
+    edit: Edit
+    columns: Int[Tensor, " column"]  # on the CPU: where a token lies in the packed stream is worked out there
+    nth: int  # of the edits of this row at this hook point, which act in their order
+
+    def family(self) -> tuple[object, ...]:
+        """What it shares with edits that can be made together with it."""
+        site = self.edit.site
+        rest = [getattr(self.edit, each.name) for each in fields(self.edit) if each.name != "site"]
+        of_rest = [id(each) if isinstance(each, Tensor) else each for each in rest]
+        return (self.nth, type(self.edit), str(site.head), str(site.neuron), id(site.subspace), *of_rest)
+
+
+class Packed:
+    """One pass of some rows, packed."""
+
+    def __init__(self, base: Base, rows: Sequence[Prepared], wanted: Int[Tensor, "prompt wanted"]) -> None:
+        self.base, self.model, self.device = base, base.model, base.model.device
+        self.starts, self.boards = [row.start for row in rows], [row.board for row in rows]
+        acts: dict[HookPoint, list[Act]] = defaultdict(list)
+        for i, row in enumerate(rows):
+            seen: Counter[HookPoint] = Counter()
+            for point, edit, where in row.acts:
+                acts[point].append(Act(i, edit, where, seen[point]))
+                seen[point] += 1
+        self.acts = {
+            point: [list(some) for _, some in groupby(sorted(each, key=_sortable), key=Act.family)]
+            for point, each in acts.items()
+        }
+        self.prompts = [row.prompt for row in rows]
+        self.prompt = torch.tensor(self.prompts, device=self.device)
+        self.wanted = wanted.cpu()[self.prompts]  # [row wanted]
+        self.on_board: list[int] = []
+        self.groups: list[Group] = []
+        self.first: dict[int, int] = {}  # a row on board -> its first packed token
+        self.looking: Group | None = None  # whose pattern is being made
+        self.is_asking = False  # in the last layer, where only what is wanted goes on
+        self.n_tokens = 0  # that went through a layer, in all
+
+    @torch.no_grad()
+    def logits(self) -> Float[Tensor, "row wanted d_vocab_out"]:
+        """The logits of each row at its wanted positions."""
+        model, n_layers = self.model, self.model.cfg.n_layers
+        x = torch.empty(0, model.cfg.d_model, dtype=model.dtype, device=self.device)
+        with model.hooks([(point.name, self._act) for point in self.acts]):
+            for layer, block in enumerate(model.blocks):
+                x = self._boarded(x, layer)
+                if len(x):
+                    x = block(x[None], self._pass(is_last=layer == n_layers - 1))[0]
+                    self.n_tokens += len(self.columns)
+            final = self._final(x)
+            self.groups = []
+            logits = model.unembed(model.ln_final(final))
+        if (cap := model.cfg.output_logits_soft_cap) is not None:
+            logits = cap * torch.tanh(logits / cap)
+        return logits
+
+    # The packed stream: groups in order of their start, their rows in order, the tokens of a row in order.
+
+    def _boarded(self, x: Float[Tensor, "token d_model"], layer: int) -> Float[Tensor, "boarded d_model"]:
+        """The stream with those who board at a layer."""
+        new = [i for i, board in enumerate(self.boards) if board == layer]
+        if not new:
+            return x
+        n_pos = self.base.n_pos
+        came, at = dict(self.first), len(x)
+        for i in new:
+            came[i], at = at, at + n_pos - self.starts[i]
+        prompts, columns = self._tokens_of(new)
+        joined = torch.cat((x, self.base.resid[layer][prompts, columns]))
+        self.on_board = sorted(came, key=lambda i: (self.starts[i], i))
+        self.groups, self.first, first = [], {}, 0
+        for start, members in groupby(self.on_board, key=lambda i: self.starts[i]):
+            group = Group(list(members), start, first, n_pos - start)
+            self.groups.append(group)
+            self.first |= {i: first + member * group.n_each for member, i in enumerate(group.rows)}
+            first = group.tokens.stop
+        self.of_prompt, self.columns = self._tokens_of(self.on_board)
+        begin = torch.tensor([came[i] - self.starts[i] for i in self.on_board])
+        lengths = torch.tensor([n_pos - self.starts[i] for i in self.on_board])
+        index = begin.repeat_interleave(lengths).to(self.device) + self.columns
+        return joined[index]
+
+    def _tokens_of(self, rows: list[int]) -> tuple[Int[Tensor, " token"], Int[Tensor, " token"]]:
+        """The prompt and the column of every token of some rows."""
+        columns = torch.cat([torch.arange(self.starts[i], self.base.n_pos) for i in rows])
+        lengths = torch.tensor([self.base.n_pos - self.starts[i] for i in rows])
+        prompts = torch.tensor([self.prompts[i] for i in rows]).repeat_interleave(lengths)
+        return prompts.to(self.device), columns.to(self.device)
+
+    def _pass(self, is_last: bool) -> Pass:
+        self.is_asking = is_last and not any(point in self.acts for point in self.model.blocks[-1].split_points)
+        this = Pass(look=self._look, wanted=self._asked() if self.is_asking else None)
+        if self.model.cfg.is_rotary:
+            where = self.base.where.expand(len(self.base.tokens), -1)[self.of_prompt, self.columns]
+            this.rotation = rotation(self.model.cfg, where[None], self.model.dtype)
+        return this
+
+    def _asked(self) -> Int[Tensor, " asked"]:
+        """The packed tokens whose logits are wanted, as many for each row; its first one for those before it."""
+        first, start = (torch.tensor([of[i] for i in self.on_board])[:, None] for of in (self.first, self.starts))
+        return (first + (self.wanted[self.on_board] - start).clamp(min=0)).flatten().to(self.device)
+
+    def _final(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "row wanted d_model"]:
+        """The stream after the last block: the base run's where nothing changed."""
+        wanted = self.wanted.to(self.device)
+        final = self.base.resid[-1][self.prompt[:, None], wanted]
+        if not self.on_board:
+            return final
+        rows = torch.tensor(self.on_board, device=self.device)
+        changed = (x if self.is_asking else x[self._asked()]).view(len(rows), -1, x.shape[-1])
+        starts = torch.tensor([self.starts[i] for i in self.on_board], device=self.device)
+        final[rows] = torch.where((wanted[rows] >= starts[:, None])[..., None], changed, final[rows])
+        return final
+
+    # Attention, which alone knows rows.
+
+    def _look(self, attn: Attention, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "1 query_pos head d_head"]:
+        keys, values = self.base.kept.of(attn.layer)
+        allowed, mixed, asked = self.base.allowed[attn.is_local], [], 0
+        n_wanted = self.wanted.shape[1]
+        for group in self.groups:
+            g, own = len(group.rows), group.tokens
+            prompts = self.prompt[group.rows]
+            mask = allowed if len(allowed) == 1 else allowed[prompts]
+            if self.is_asking:
+                queries, asked = q[0, asked : asked + g * n_wanted], asked + g * n_wanted
+                asking = self.wanted[group.rows].clamp(min=group.start).to(self.device)
+                mask = mask.expand(g, -1, -1, -1)[torch.arange(g, device=self.device)[:, None], 0, asking][:, None]
+            else:
+                queries, mask = q[0, own], mask[:, :, group.start :]
+            before = Before(keys[prompts, :, : group.start], values[prompts, :, : group.start])
+            this = Pass(mask=mask, local_mask=mask, is_causal=False, kv_cache=before)
+            each = (g, -1)
+            self.looking = group
+            z = attn.look(queries.unflatten(0, each), k[0, own].unflatten(0, each), v[0, own].unflatten(0, each), this)
+            mixed.append(z.flatten(0, 1))
+        self.looking = None
+        return torch.cat(mixed)[None]
+
+    # Edits
+
+    def _act(self, x: Tensor, hook: HookPoint) -> Tensor:
+        """The value at a hook point after the edits of the rows on board."""
+        order = tokens_first(hook)
+        axes = [hook.axes.split()[i] for i in order[2:]]
+        ordered = x.permute(order)
+        flat = ordered.flatten(0, 1)
+        for family in self.acts[hook]:
+            found = [(*self._find(act, hook), act) for act in family]
+            rows = [torch.full((len(columns),), act.row) for _, columns, act in found]
+            index = torch.cat([index for index, _, _ in found]).to(self.device)
+            if len(index):
+                columns = torch.cat([columns for _, columns, _ in found]).to(self.device)
+                prompts = self.prompt[torch.cat(rows).to(self.device)]
+                places = Places(prompts, columns, len(self.base.tokens))
+                flat[index] = family[0].edit.changed(flat[index], axes, places)
+        return flat.view_as(ordered).permute(torch.tensor(order).argsort().tolist())
+
+    def _find(self, act: Act, hook: HookPoint) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
+        """Where an edit's tokens lie in a value at a hook point, flattened over rows and positions; their columns."""
+        in_pattern, none = "query_pos" in hook.axes.split(), torch.empty(0, dtype=torch.long)
+        if in_pattern and (self.looking is None or act.row not in self.looking.rows):
+            return none, none
+        is_read = self.is_asking and not hook.name.endswith(_READ_WHOLE)
+        if self.groups and not is_read:
+            first = self.first[act.row] - (self.looking.first if in_pattern and self.looking else 0)
+            return first + act.columns - self.starts[act.row], act.columns
+        if not self.groups:
+            row = act.row
+        else:
+            row = self.looking.rows.index(act.row) if in_pattern and self.looking else self.on_board.index(act.row)
+        at, which = (self.wanted[act.row][:, None] == act.columns).nonzero().T
+        return row * self.wanted.shape[1] + at, act.columns[which]
+
+
+# In the last block these are computed at every position, also where nothing is wanted.
+_READ_WHOLE = (
+    ".hook_resid_pre", ".ln1.hook_scale", ".ln1.hook_normalized", ".hook_k", ".hook_v", ".hook_rot_k",
+    ".k_norm.hook_scale", ".k_norm.hook_normalized",
+)  # fmt: skip
+
+
+def _layer(point: HookPoint, n_layers: int) -> int:
+    """The layer at which a row boards that changes something there; behind the last one, none."""
+    return point.layer() if point.name.startswith("blocks.") else n_layers
+
+
+def _sortable(act: Act) -> tuple[str, ...]:
+    return tuple(f"{each:04}" if isinstance(each, int) else str(each) for each in act.family())

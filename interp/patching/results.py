@@ -1,0 +1,46 @@
+"""Labelled results: what each number belongs to, and where it came from."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.metrics import AnyMetric, name_of
+from interp.model import HookedGPT
+
+if TYPE_CHECKING:
+    from xarray import DataArray as Result
+else:
+    Result = Any  # xarray brings pandas: a second that a user of the model alone need not wait for
+
+
+def labelled(values: Tensor, axes: Mapping[str, Sequence[Any]], name: str, attrs: Mapping[str, Any]) -> Result:
+    """An `xarray.DataArray` with these axes and labels; `attrs` say what was done."""
+    from xarray import DataArray
+
+    kept = {key: value for key, value in attrs.items() if value is not None}
+    return DataArray(
+        values.cpu().numpy(), coords=[(axis, list(of)) for axis, of in axes.items()], name=name, attrs=kept
+    )
+
+
+def provenance(model: HookedGPT, metric: AnyMetric, tokens: Tensor, method: str) -> dict[str, Any]:
+    """What every result says of itself."""
+    text = "" if model.tokenizer is None else model.tokenizer.decode(tokens[0].tolist())
+    return {"method": method, "metric": name_of(metric), "model": model.fingerprint(), "first prompt": text}
+
+
+def token_labels(model: HookedGPT, tokens: Tensor) -> list[str]:
+    """A label for each position: its index, and its token where all prompts have the same one there."""
+    ids, same = tokens[0].tolist(), (tokens == tokens[:1]).all(0).tolist()
+    texts = list(map(str, ids)) if model.tokenizer is None else model.tokenizer.token_strings(ids)
+    return [f"{i} {text}" if is_same else str(i) for i, (text, is_same) in enumerate(zip(texts, same, strict=True))]
+
+
+def as_tokens(model: HookedGPT, prompts: Any, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Prompts as the model reads them."""
+    if not isinstance(prompts, Tensor):
+        prompts, mask = model.read_input(prompts, None, mask)
+    tokens = torch.atleast_2d(prompts)
+    return tokens.to(model.device), None if mask is None else torch.atleast_2d(mask).bool().to(model.device)

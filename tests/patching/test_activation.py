@@ -1,0 +1,127 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from interp import metrics
+from interp.interventions import Ablate, Patch, Site, Steer
+from interp.patching import activation_patching
+from interp.patching.engine import Base, Packed, Row
+from tests.patching.oracle import one_by_one, put
+from tests.variants import VARIANTS, some_tokens, variant
+
+CAUSAL = [name for name in VARIANTS if VARIANTS[name].get("attention_dir") != "bidirectional"]
+POINTS = (
+    "resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "q", "k", "v", "rot_q", "rot_k", "attn_scores",
+    "pattern", "z", "result", "pre", "post", "q_input", "k_input", "v_input", "attn_in", "mlp_in",
+)  # fmt: skip
+
+
+def padded(side: str | None, n_rows: int = 3, n_pos: int = 7) -> torch.Tensor | None:
+    if side is None:
+        return None
+    mask = torch.ones(n_rows, n_pos, dtype=torch.bool)
+    mask[1, :2] = side != "left"
+    mask[1, -2:] &= side != "right"
+    return mask
+
+
+@pytest.mark.parametrize("side", [None, "left", "right"])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_packed_rows_are_the_runs_made_alone(name: str, side: str | None) -> None:
+    model, mask = variant(name, torch.float64), padded(side)
+    tokens, others = some_tokens(), some_tokens().roll(1, 0)
+    points = [
+        (point, layer) for layer in range(model.cfg.n_layers) for point in POINTS
+        if any(full.endswith(f".hook_{point}") for full in model.hook_dict)
+    ]  # fmt: skip
+    names = [Site(point, layer).point(model).name for point, layer in points]
+    _, cache = model.run_with_cache(others, attention_mask=mask, names_filter=names)
+    positions = (None, 4, -1, slice(1, 4))
+    rows = [
+        Row((i + shift) % 3, (Patch(Site(point, layer, pos=positions[(i + i // 3 + shift) % 4]), cache[full]),))
+        for shift in range(2)
+        for i, ((point, layer), full) in enumerate(zip(points, names, strict=True))
+    ]
+    end = [Ablate(Site(full, pos=3)) for full in ("ln_final.hook_normalized",) if full in model.hook_dict]
+    rows += [Row(2, (Steer(Site("resid_post", 0, pos=-2), torch.ones(14, dtype=torch.float64)), *end))]
+    wanted = torch.tensor([[0, 4, 6], [5, 3, 3], [6, 6, 2]])
+    base = Base(model, tokens, mask)
+    found = Packed(base, [base.prepared(row) for row in rows], wanted).logits()
+    for row, logits in zip(rows, found, strict=True):
+        with model.edit(row.edits):
+            alone = model(tokens, attention_mask=mask)[row.prompt, wanted[row.prompt]]
+        is_real = torch.ones(3, dtype=torch.bool) if mask is None else mask[row.prompt, wanted[row.prompt]]
+        torch.testing.assert_close(logits[is_real], alone[is_real], rtol=0, atol=1e-10)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.data())
+def test_sites_drawn_at_random_together_are_the_runs_made_alone(data: st.DataObject) -> None:
+    model = variant(data.draw(st.sampled_from(["gpt2", "llama", "neox", "gemma2"])), torch.float64)
+    tokens, mask = some_tokens(), padded(data.draw(st.sampled_from([None, "left", "right"])))
+    points = [name for name in model.hook_dict if name.startswith("blocks.") and "ln" not in name]
+    _, cache = model.run_with_cache(tokens.roll(1, 0), attention_mask=mask, names_filter=points)
+    position = st.one_of(st.none(), st.integers(-5, 6), st.slices(7), st.lists(st.integers(0, 6), min_size=1))
+    site = st.tuples(st.sampled_from(points), position)
+    drawn = data.draw(st.lists(st.lists(site, max_size=3), min_size=1, max_size=9))
+    rows = [
+        Row(i % 3, tuple(Patch(Site(name, pos=pos), cache[name]) for name, pos in sites))
+        for i, sites in enumerate(drawn)
+    ]
+    base = Base(model, tokens, mask)
+    wanted = torch.tensor(data.draw(st.lists(st.tuples(*[st.integers(0, 6)] * 2), min_size=3, max_size=3)))
+    found = Packed(base, [base.prepared(row) for row in rows], wanted).logits()
+    for row, logits in zip(rows, found, strict=True):
+        with model.edit(row.edits):
+            alone = model(tokens, attention_mask=mask)[row.prompt, wanted[row.prompt]]
+        is_real = torch.ones(2, dtype=torch.bool) if mask is None else mask[row.prompt, wanted[row.prompt]]
+        torch.testing.assert_close(logits[is_real], alone[is_real], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("side", [None, "left"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gptj"])
+def test_patching_by_layer_and_position_or_head_is_a_loop_of_runs(name: str, side: str | None) -> None:
+    model, mask, clean = variant(name), padded(side), some_tokens()
+    corrupted = clean.clone()
+    corrupted[:, 3:] = clean[:, 3:].roll(1, 0)
+    metric = metrics.logit_diff(model, [1, 2, 3], 5)
+    _, cache = model.run_with_cache(clean, attention_mask=mask)
+    layers = range(model.cfg.n_layers)
+    streams = activation_patching(model, clean, corrupted, "resid_pre", metric, attention_mask=mask, progress=False)
+    sites = [
+        [(f"blocks.{i}.hook_resid_pre", put(cache["resid_pre", i], slice(None), p))] for i in layers for p in range(7)
+    ]
+    alone = one_by_one(model, corrupted, metric, sites, mask).view(len(layers), 7, 3)
+    assert streams.dims == ("layer", "pos", "prompt")
+    is_real = torch.ones(3, 7, dtype=torch.bool) if mask is None else mask
+    for prompt in range(3):
+        for p in is_real[prompt].nonzero().flatten().tolist():
+            found = torch.from_numpy(streams.values[:, p, prompt])
+            torch.testing.assert_close(found.float(), alone[:, p, prompt], rtol=1e-5, atol=1e-5)
+    heads = activation_patching(
+        model, clean, corrupted, "z", metric, direction="noise", attention_mask=mask, progress=False
+    )
+    _, cache = model.run_with_cache(corrupted, attention_mask=mask)
+    whole = slice(None)
+    sites = [
+        [(f"blocks.{i}.attn.hook_z", put(cache["z", i], whole, whole, h))]
+        for i in layers
+        for h in range(model.cfg.n_heads)
+    ]
+    alone = one_by_one(model, clean, metric, sites, mask).view(heads.shape)
+    assert heads.dims == ("layer", "head", "prompt")
+    torch.testing.assert_close(torch.from_numpy(heads.values).float(), alone, rtol=1e-5, atol=1e-5)
+
+
+def test_patching_a_run_into_itself_changes_nothing_and_the_whole_stream_changes_everything() -> None:
+    model, clean = variant("llama"), some_tokens()
+    corrupted = (clean + 4) % 13
+    metric = metrics.logit_diff(model, 3, 5, clean=clean, corrupted=corrupted)
+    nothing = activation_patching(model, clean, clean, "z", metric, progress=False)
+    torch.testing.assert_close(torch.from_numpy(nothing.values.mean(-1)).float(), torch.ones(nothing.shape[:2]))
+    everything = activation_patching(model, clean, corrupted, "resid_post", metric, by="layer", progress=False)
+    assert everything.dims == ("layer", "prompt")
+    torch.testing.assert_close(torch.from_numpy(everything.values.mean(-1)).float(), torch.ones(2))
+    none = activation_patching(model, clean, corrupted, [()], metric, progress=False)
+    assert abs(float(none.mean())) < 1e-6
