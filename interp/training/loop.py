@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from interp.model import HookedGPT
@@ -189,7 +189,7 @@ class _Loop:
                 self.scaler.scale(loss * self.ranks.size).backward()  # gradients are averaged over the processes
             total += loss.detach()
         self.scaler.unscale_(self.optimiser)
-        norm = self.spread.gradient_norm(cfg.clip)
+        norm = self.spread.gradient_norm()
         stop = torch.full((), float(self.is_interrupted), device=self.device)
         stats = torch.stack((total.float(), stop))
         self.ranks.sum(stats)
@@ -199,6 +199,10 @@ class _Loop:
             group["lr"] = cfg.lr_at(step)
         if not self.scaler.is_enabled():  # a scaler passes over such steps by itself
             self.optimiser.found_inf = self.bad  # type: ignore[attr-defined]  # the weights stay as they are
+            if cfg.clip is not None:  # AdamW divides as it reads: clipping needs no pass of its own over the gradients
+                self.optimiser.grad_scale = ((norm.float() + 1e-6) / cfg.clip).clamp(min=1)  # type: ignore[attr-defined]
+        elif cfg.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), cfg.clip, norm)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)

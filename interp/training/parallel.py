@@ -92,15 +92,10 @@ class Spread:
             return self.call.no_sync()
         return nullcontext()
 
-    def gradient_norm(self, clip: float | None) -> Tensor:
-        """The norm of the whole gradient, which is clipped to `clip`."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        if clip is not None:
-            nn.utils.clip_grads_with_norm_(parameters, clip, norm)
-        return norm
+    def gradient_norm(self) -> Tensor:
+        """The norm of the whole gradient."""
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def undo(self) -> None:
         """Blocks run once again, as they did. What belongs to the processes' exchange goes before the exchange does."""

@@ -19,7 +19,6 @@ from interp.training import (
     FullBatch,
     Run,
     Stages,
-    Task,
     TokenFile,
     TrainingConfig,
     evaluate,
@@ -119,7 +118,7 @@ def test_the_last_position_alone_is_computed_where_it_alone_is_asked() -> None:
         assert last == pytest.approx(whole, rel=1e-4)
     with pytest.raises(ValueError, match=r"last_only, but the data asks at other positions too"):
         train(tiny_model(), tiny_data(), tiny_config(last_only=True), progress=False)
-    later = Stages([(2, FullBatch(rows)), (None, Task(lambda generator, n: Batch(rows.tokens, rows.tokens % 5)))])
+    later = Stages([(2, FullBatch(rows)), (None, FullBatch(Batch(rows.tokens, rows.tokens % 5)))])
     with pytest.raises(ValueError, match=r"last_only, but the data asks at other positions too"):
         train(model(), later, tiny_config(batch_size=22, last_only=True), progress=False)
 
