@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from interp.model import HookedGPT
@@ -131,6 +132,7 @@ class _Loop:
         self.spread = Spread(model, ranks, cfg)
         self.device = model.device
         self.optimiser = optimiser(model, cfg)
+        self.parameters = list(model.parameters())  # found once: walking all modules takes its time
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.precision == "float16")
         self.log: list[dict[str, Any]] = []
         self.is_interrupted = False
@@ -189,7 +191,8 @@ class _Loop:
                 self.scaler.scale(loss * self.ranks.size).backward()  # gradients are averaged over the processes
             total += loss.detach()
         self.scaler.unscale_(self.optimiser)
-        norm = self.spread.gradient_norm()
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         stop = torch.full((), float(self.is_interrupted), device=self.device)
         stats = torch.stack((total.float(), stop))
         self.ranks.sum(stats)
@@ -202,7 +205,7 @@ class _Loop:
             if cfg.clip is not None:  # AdamW divides as it reads: clipping needs no pass of its own over the gradients
                 self.optimiser.grad_scale = ((norm.float() + 1e-6) / cfg.clip).clamp(min=1)  # type: ignore[attr-defined]
         elif cfg.clip is not None:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), cfg.clip, norm)
+            nn.utils.clip_grads_with_norm_(self.parameters, cfg.clip, norm)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from interp.model import HookedGPT
@@ -91,11 +90,6 @@ class Spread:
         elif isinstance(self.call, nn.parallel.DistributedDataParallel) and not is_last:
             return self.call.no_sync()
         return nullcontext()
-
-    def gradient_norm(self) -> Tensor:
-        """The norm of the whole gradient."""
-        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def undo(self) -> None:
         """Blocks run once again, as they did. What belongs to the processes' exchange goes before the exchange does."""
