@@ -11,8 +11,8 @@ from interp.tokenization import Tokenizer
 from interp.training import FullBatch, TokenFile, evaluate, modular_addition, repeated_tokens
 from interp.training.measures import fourier_power, head_scores, repeat_losses
 
-LANGUAGE = ["stdlib-attn-2l"]
-HELD_OUT = {"stdlib-attn-2l": 3.9}  # nats a token; the vocabulary's logarithm is 8.3
+LANGUAGE = ["stdlib-4l", "stdlib-attn-2l"]
+HELD_OUT = {"stdlib-4l": 3.6, "stdlib-attn-2l": 3.9}  # nats a token; the vocabulary's logarithm is 8.3
 
 
 def random_repeats(model: HookedGPT, seed: int = 11) -> torch.Tensor:
@@ -85,6 +85,20 @@ def test_held_out_files_are_predicted_as_the_card_says(name: str) -> None:
     ids = [token for text in texts for token in [*model.tokenizer.encode(text), model.tokenizer.eos_token_id]]
     data = TokenFile(torch.tensor(ids).numpy(), model.cfg.n_ctx, bos=model.tokenizer.eos_token_id)
     assert evaluate(model, data)["loss"] < HELD_OUT[name]
+
+
+def test_the_larger_model_completes_code() -> None:
+    model = HookedGPT.from_pretrained("stdlib-4l")
+    for prompt, follows in (
+        ("import os\nimport sys\nimport", " "),
+        ("    def __init__(self", ","),
+        ("for i in range", "("),
+    ):
+        assert model.generate(prompt, max_new_tokens=1, temperature=0)[len(prompt) :].startswith(follows), prompt
+    written = model.generate(
+        "class Reader:\n    def __init__(self, path):\n        self.path =", max_new_tokens=2, temperature=0
+    )
+    assert written.startswith("class Reader:\n    def __init__(self, path):\n        self.path = path")
 
 
 def test_modular_addition_is_past_grokking() -> None:
