@@ -10,6 +10,7 @@ means the same in a full pass, in generation over a KV cache, and in the packed 
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -137,7 +138,7 @@ class Site:
 
 
 @dataclass(frozen=True, eq=False)
-class Edit:
+class Edit(ABC):
     """Something done at a site."""
 
     site: Site
@@ -147,9 +148,9 @@ class Edit:
         super().__init_subclass__(**kwargs)
         Edit.kinds[cls.__name__] = cls
 
+    @abstractmethod
     def of(self, part: Values, places: Places, mesh: list[Tensor], sizes: Sequence[int]) -> Tensor:
         """What the part of each token's value that `mesh` chooses among `sizes` becomes."""
-        raise NotImplementedError
 
     def changed(self, values: Values, axes: Sequence[str], places: Places) -> Values:
         """The values of some tokens after the edit; `axes` are those behind the token's."""

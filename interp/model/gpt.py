@@ -287,14 +287,17 @@ class HookedGPT(Observed):
         final = self.ln_final(resid)
         if return_type is None and not is_heard(self.unembed.hook_in, self.unembed.hook_out):
             return None  # nobody wants the logits
-        logits = self.unembed(final)
-        if (cap := self.cfg.output_logits_soft_cap) is not None:
-            logits = cap * torch.tanh(logits / cap)
+        logits = self.read_off(final)
         if return_type not in ("loss", "both"):
             return logits if return_type == "logits" else None
         new_mask = None if mask is None else mask[:, n_past:]
         loss = next_token_loss(logits, x, new_mask, loss_per_token)
         return loss if return_type == "loss" else (logits, loss)
+
+    def read_off(self, final: Stream) -> Float[Tensor, "batch pos d_vocab_out"]:
+        """The logits of the stream after the final norm, capped where the model caps them."""
+        logits, cap = self.unembed(final), self.cfg.output_logits_soft_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def into_stream(self, tokens: Int[Tensor, "batch pos"], where: Int[Tensor, "#batch pos"]) -> Stream:
         """What the tokens put into the stream before the first block."""

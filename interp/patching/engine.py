@@ -62,13 +62,13 @@ class Base:
 
     def prepared(self, row: Row) -> "Prepared":
         """A row, and where in the pass each of its edits acts."""
-        columns = torch.arange(row.start, self.n_pos)
-        places, mask = Places(torch.full_like(columns, row.prompt), columns), self.mask
         if not 0 <= row.prompt < len(self.tokens):
             raise IndexError(f"prompt {row.prompt} is out of range: there are {len(self.tokens)}")
+        columns = torch.arange(row.start, self.n_pos)
+        places = Places(torch.full_like(columns, row.prompt), columns)
         acts = []
         for edit in row.edits:
-            edit.site.check_positions(len(self.tokens), self.n_pos, mask)
+            edit.site.check_positions(len(self.tokens), self.n_pos, self.mask)
             point, meant = edit.site.point(self.model), edit.site.includes(places, self.last, self.n_pos)
             if point.name in ("hook_embed", "hook_pos_embed"):
                 raise ValueError(f"a sweep changes the stream from its first block on: not {point.name}, but resid_pre")
@@ -160,6 +160,7 @@ class Packed:
         self.on_board: list[int] = []
         self.groups: list[Group] = []
         self.first: dict[int, int] = {}  # a row on board -> its first packed token
+        self.nth: dict[int, int] = {}  # … -> how many rows stand before it
         self.looking: Group | None = None  # whose pattern is being made
         self.is_asking = False  # in the last layer, where only what is wanted goes on
         self.n_tokens = 0  # that went through a layer, in all
@@ -177,10 +178,7 @@ class Packed:
                     self.n_tokens += len(self.columns)
             final = self._final(x)
             self.groups = []
-            logits = model.unembed(model.ln_final(final))
-        if (cap := model.cfg.output_logits_soft_cap) is not None:
-            logits = cap * torch.tanh(logits / cap)
-        return logits
+            return model.read_off(model.ln_final(final))
 
     # The packed stream: groups in order of their start, their rows in order, the tokens of a row in order.
 
@@ -196,6 +194,7 @@ class Packed:
         prompts, columns = self._tokens_of(new)
         joined = torch.cat((x, self.base.resid[layer][prompts, columns]))
         self.on_board = sorted(came, key=lambda i: (self.starts[i], i))
+        self.nth = {i: n for n, i in enumerate(self.on_board)}
         self.groups, self.first, first = [], {}, 0
         for start, members in groupby(self.on_board, key=lambda i: self.starts[i]):
             group = Group(list(members), start, first, n_pos - start)
@@ -286,17 +285,16 @@ class Packed:
 
     def _find(self, act: Act, hook: HookPoint) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
         """Where an edit's tokens lie in a value at a hook point, flattened over rows and positions; their columns."""
-        in_pattern, none = "query_pos" in hook.axes.split(), torch.empty(0, dtype=torch.long)
-        if in_pattern and (self.looking is None or act.row not in self.looking.rows):
+        group = self.looking if "query_pos" in hook.axes.split() else None  # patterns are made group by group
+        if group is not None and self.starts[act.row] != group.start:
+            none = torch.empty(0, dtype=torch.long)
             return none, none
-        is_read = self.is_asking and not hook.name.endswith(_READ_WHOLE)
-        if self.groups and not is_read:
-            first = self.first[act.row] - (self.looking.first if in_pattern and self.looking else 0)
+        if self.groups and not (self.is_asking and not hook.name.endswith(_READ_WHOLE)):
+            first = self.first[act.row] - (0 if group is None else group.first)
             return first + act.columns - self.starts[act.row], act.columns
-        if not self.groups:
-            row = act.row
-        else:
-            row = self.looking.rows.index(act.row) if in_pattern and self.looking else self.on_board.index(act.row)
+        row = self.nth[act.row] if self.groups else act.row  # behind the last layer all rows are there
+        if group is not None:
+            row -= self.nth[group.rows[0]]
         at, which = (self.wanted[act.row][:, None] == act.columns).nonzero().T
         return row * self.wanted.shape[1] + at, act.columns[which]
 

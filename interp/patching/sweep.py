@@ -1,13 +1,12 @@
 """A sweep: many rows through the engine in chunks that fit into memory, and their metric."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from interp.metrics import AnyMetric, Metric, Rows, values_of
 from interp.patching.engine import Base, Packed, Prepared, Row
@@ -19,18 +18,16 @@ _LARGEST = 2**14  # tokens of a chunk: more make no product faster, and leave th
 
 @dataclass
 class Sweep:
-    """How to run many rows: within how much memory (bytes), with which file to go on from, shown or not."""
+    """How to run many rows: within how much memory (bytes), shown or not."""
 
     base: Base
     metric: AnyMetric
     memory: int | None = None
-    file: str | os.PathLike[str] | None = None
     progress: bool = True
     work: dict[str, int] = field(default_factory=lambda: {"rows": 0, "chunks": 0, "tokens through a layer": 0})
 
     def __post_init__(self) -> None:
-        base = self.base
-        self.wanted = _wanted(self.metric, base)
+        self.wanted = _wanted(self.metric, self.base)
         self.bytes_per_token = 0.0
 
     @torch.no_grad()
@@ -38,10 +35,7 @@ class Sweep:
         """The metric of the base run."""
         model, prompts = self.base.model, torch.arange(len(self.base.tokens), device=self.base.model.device)
         final = self.base.resid[-1][prompts[:, None], self.wanted.to(prompts.device)]
-        logits = model.unembed(model.ln_final(final))
-        if (cap := model.cfg.output_logits_soft_cap) is not None:
-            logits = cap * torch.tanh(logits / cap)
-        return self._measured(logits, prompts)
+        return self._measured(model.read_off(model.ln_final(final)), prompts)
 
     def values(self, rows: Sequence[Row]) -> Float[Tensor, " row"]:
         """The metric of each row, as if it had been run alone."""

@@ -265,7 +265,7 @@ PRESETS = {
         reads=True,
     ),
     "stdlib-4l": Preset(
-        "4 layers, 256 wide, on Python's standard library, grown from the 2 of the next (bundled)",
+        "4 layers, 256 wide, on Python's standard library, grown from stdlib-attn-2l (bundled)",
         replace(_STDLIB, steps=1_700, warmup=100),
         stdlib_4l,
     ),

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp import metrics
+from interp import HookedGPT, metrics
 from interp.interventions import Ablate, Patch, Site, Steer
 from interp.patching import activation_patching
 from interp.patching.engine import Base, Packed, Row
@@ -26,6 +26,19 @@ def padded(side: str | None, n_rows: int = 3, n_pos: int = 7) -> torch.Tensor | 
     return mask
 
 
+def assert_as_alone(
+    model: HookedGPT, tokens: torch.Tensor, mask: torch.Tensor | None, rows: list[Row], wanted: torch.Tensor
+) -> None:
+    base = Base(model, tokens, mask)
+    found = Packed(base, [base.prepared(row) for row in rows], wanted).logits()
+    is_real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
+    for row, logits in zip(rows, found, strict=True):
+        with model.edit(row.edits):
+            alone = model(tokens, attention_mask=mask)[row.prompt, wanted[row.prompt]]
+        real = is_real[row.prompt, wanted[row.prompt]]
+        torch.testing.assert_close(logits[real], alone[real], rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("side", [None, "left", "right"])
 @pytest.mark.parametrize("name", CAUSAL)
 def test_packed_rows_are_the_runs_made_alone(name: str, side: str | None) -> None:
@@ -46,13 +59,7 @@ def test_packed_rows_are_the_runs_made_alone(name: str, side: str | None) -> Non
     end = [Ablate(Site(full, pos=3)) for full in ("ln_final.hook_normalized",) if full in model.hook_dict]
     rows += [Row(2, (Steer(Site("resid_post", 0, pos=-2), torch.ones(14, dtype=torch.float64)), *end))]
     wanted = torch.tensor([[0, 4, 6], [5, 3, 3], [6, 6, 2]])
-    base = Base(model, tokens, mask)
-    found = Packed(base, [base.prepared(row) for row in rows], wanted).logits()
-    for row, logits in zip(rows, found, strict=True):
-        with model.edit(row.edits):
-            alone = model(tokens, attention_mask=mask)[row.prompt, wanted[row.prompt]]
-        is_real = torch.ones(3, dtype=torch.bool) if mask is None else mask[row.prompt, wanted[row.prompt]]
-        torch.testing.assert_close(logits[is_real], alone[is_real], rtol=0, atol=1e-10)
+    assert_as_alone(model, tokens, mask, rows, wanted)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -69,14 +76,8 @@ def test_sites_drawn_at_random_together_are_the_runs_made_alone(data: st.DataObj
         Row(i % 3, tuple(Patch(Site(name, pos=pos), cache[name]) for name, pos in sites))
         for i, sites in enumerate(drawn)
     ]
-    base = Base(model, tokens, mask)
     wanted = torch.tensor(data.draw(st.lists(st.tuples(*[st.integers(0, 6)] * 2), min_size=3, max_size=3)))
-    found = Packed(base, [base.prepared(row) for row in rows], wanted).logits()
-    for row, logits in zip(rows, found, strict=True):
-        with model.edit(row.edits):
-            alone = model(tokens, attention_mask=mask)[row.prompt, wanted[row.prompt]]
-        is_real = torch.ones(2, dtype=torch.bool) if mask is None else mask[row.prompt, wanted[row.prompt]]
-        torch.testing.assert_close(logits[is_real], alone[is_real], rtol=0, atol=1e-10)
+    assert_as_alone(model, tokens, mask, rows, wanted)
 
 
 @pytest.mark.parametrize("side", [None, "left"])
