@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 HookFn = Callable[..., Tensor | None]
 Recorder = Callable[[Tensor, "HookPoint"], None]
@@ -101,7 +102,7 @@ class HookPoint(nn.Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         # Straight to the point: nn.Module's own call machinery would cost more than the rest of an unheard hook point.
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return x  # the model's door has seen that nobody listens
         heard = _heard.get()
         listeners = heard.table.get(self)
@@ -151,10 +152,13 @@ class HookPoint(nn.Module):
 
 def is_heard(*points: HookPoint) -> bool:
     """Whether anybody listens to any of these points in this call."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return False
     table = _heard.get().table
-    return any(point.lasting is not None or point in table for point in points)
+    for point in points:  # noqa: SIM110  (a generator would cost more than all the rest)
+        if point.lasting is not None or point in table:
+            return True
+    return False
 
 
 def is_touched(point: HookPoint) -> bool:
@@ -165,7 +169,7 @@ def is_touched(point: HookPoint) -> bool:
 
 def hooks_in_force() -> Heard | None:
     """Who listens in this context; None if nobody does."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return None
     heard = _heard.get()
     return heard if heard.table else None
@@ -220,6 +224,8 @@ class HookedModule(nn.Module):
 
     def setup(self) -> None:
         """Name every hook point by its path in the module tree."""
+        for module in self.modules():  # nn.Module looks its parts up by a slow road, hundreds of times in a pass
+            module.__dict__.update({name: part for name, part in module._modules.items() if name.isidentifier()})
         self.hook_dict = {name: module for name, module in self.named_modules() if isinstance(module, HookPoint)}
         for name, point in self.hook_dict.items():
             point.name = name

@@ -13,7 +13,7 @@ from interp.config import GPTConfig
 from interp.hooks import Heard, HookPoint, is_heard
 from interp.model.kv_cache import Earlier
 from interp.model.linear import Linear, product
-from interp.model.norms import HeadNorm
+from interp.model.norms import HeadNorm, NoNorm
 from interp.model.rotary import Rotation, rotate_halves, rotate_pairs
 
 Stream = Float[Tensor, "batch pos d_model"]
@@ -59,8 +59,8 @@ class Attention(nn.Module):
         n_queries, n_keys = cfg.n_heads * cfg.d_head, cfg.n_key_value_heads * cfg.d_head
         self.qkv = Linear(cfg, cfg.d_model, n_queries + 2 * n_keys, cfg.bias_qkv)
         self.out = Linear(cfg, n_queries, cfg.d_model, cfg.bias_attn_out)
-        self.q_norm = HeadNorm(cfg, cfg.n_heads, "head") if cfg.use_qk_norm else nn.Identity()
-        self.k_norm = HeadNorm(cfg, cfg.n_key_value_heads, "kv_head") if cfg.use_qk_norm else nn.Identity()
+        self.q_norm = HeadNorm(cfg, cfg.n_heads, "head") if cfg.use_qk_norm else NoNorm()
+        self.k_norm = HeadNorm(cfg, cfg.n_key_value_heads, "kv_head") if cfg.use_qk_norm else NoNorm()
         self.dropout = nn.Dropout(cfg.dropout) if cfg.dropout else nn.Identity()
 
         self.hook_q = HookPoint("batch pos head d_head", "x W_Q + b_Q, before rotation")
@@ -85,15 +85,15 @@ class Attention(nn.Module):
         return self.dropout(self.write(z))
 
     def project(self, x: Stream, this: Pass) -> tuple[Queries, KVHeads, KVHeads]:
-        if this.wanted is not None:
-            n_q, weight, bias = self._qkv_sizes()[0], self.qkv.weight, self.qkv.bias
-            of_q, of_kv = (None, None) if bias is None else (bias[:n_q], bias[n_q:])
-            q, kv = product(this.goes_on(x), weight[:n_q], of_q), product(x, weight[n_q:], of_kv)
-            k, v = kv.chunk(2, dim=-1)
-        else:
-            q, k, v = self.qkv(x).split(self._qkv_sizes(), dim=-1)
-        heads = (-1, self.cfg.d_head)
-        return q.unflatten(-1, heads), k.unflatten(-1, heads), v.unflatten(-1, heads)
+        heads, n_kv = (-1, self.cfg.d_head), self.cfg.n_key_value_heads
+        if this.wanted is None:
+            q, k, v = self.qkv(x).unflatten(-1, heads).split((self.cfg.n_heads, n_kv, n_kv), dim=-2)
+            return q, k, v
+        n_q, weight, bias = self.cfg.n_heads * self.cfg.d_head, self.qkv.weight, self.qkv.bias
+        of_q, of_kv = (None, None) if bias is None else (bias[:n_q], bias[n_q:])
+        q, kv = product(this.goes_on(x), weight[:n_q], of_q), product(x, weight[n_q:], of_kv)
+        k, v = kv.unflatten(-1, heads).chunk(2, dim=-2)
+        return q.unflatten(-1, heads), k, v
 
     def project_each(self, q_in: Tensor, k_in: Tensor, v_in: Tensor) -> tuple[Heads, KVHeads, KVHeads]:
         read = "batch pos head d_model, head d_model d_head -> batch pos head d_head"
@@ -149,13 +149,9 @@ class Attention(nn.Module):
         written = self.hook_result(result).sum(-2)
         return written if self.out.bias is None else written + self.out.bias
 
-    def _qkv_sizes(self) -> list[int]:
-        n_keys = self.cfg.n_key_value_heads * self.cfg.d_head
-        return [self.cfg.n_heads * self.cfg.d_head, n_keys, n_keys]
-
     def _by_head(self, rows: Float[Tensor, "rows ..."]) -> list[Float[Tensor, "head d_head ..."]]:
         """The rows of the fused matrix or bias that make q, k and v."""
-        n_q, n_k, _ = self._qkv_sizes()
+        n_q, n_k = self.cfg.n_heads * self.cfg.d_head, self.cfg.n_key_value_heads * self.cfg.d_head
         parts = rows[:n_q], rows[n_q : n_q + n_k], rows[n_q + n_k :]  # slices: what `split` returns is not writable
         return [part.unflatten(0, (-1, self.cfg.d_head)) for part in parts]
 

@@ -64,11 +64,14 @@ class Unembed(nn.Module):
         self.hook_out = HookPoint("batch pos d_vocab_out", "in W_U + b_U, the logits")
 
     def forward(self, x: Stream) -> Float[Tensor, "batch pos d_vocab_out"]:
-        return self.hook_out(product(self.hook_in(x), self.W_U.T, self.bias))
+        return self.hook_out(product(self.hook_in(x), self._rows(), self.bias))
+
+    def _rows(self) -> Float[Tensor, "d_vocab_out d_model"]:
+        return self._embed[0].W_E if self.weight is None else self.weight
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab_out"]:
-        return (self._embed[0].W_E if self.weight is None else self.weight).T
+        return self._rows().T
 
     @property
     def b_U(self) -> Float[Tensor, " d_vocab_out"] | None:

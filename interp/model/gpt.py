@@ -26,6 +26,7 @@ from interp.model.inputs import (
     Mask,
     ReturnType,
     allowed_attention,
+    check_range,
     checked_layers,
     checked_mask,
     checked_resid,
@@ -168,7 +169,11 @@ class HookedGPT(Observed):
             self, input, return_type, attention_mask, past_kv_cache, layers, loss_per_token, last_only
         )
         run, x, mask, between = admitted
-        return run(x, between, stop_at_layer is None, return_type, loss_per_token, last_only, mask, past_kv_cache)
+        try:
+            return run(x, between, stop_at_layer is None, return_type, loss_per_token, last_only, mask, past_kv_cache)
+        except (IndexError, RuntimeError):
+            check_range(input, self.cfg)
+            raise
 
     def _door(
         self,
@@ -192,8 +197,7 @@ class HookedGPT(Observed):
         if past is not None and not isinstance(past, KVCache):
             raise TypeError(f"past_kv_cache is an interp.KVCache, not a {type(past).__name__}")
         between = checked_layers(*layers, self.cfg.n_layers)
-        checked = checked_tokens if layers[0] is None else checked_resid
-        x = checked(input, self.cfg, self.device)
+        x = checked_tokens(input, self.device) if layers[0] is None else checked_resid(input, self.cfg, self.device)
         if x.is_floating_point() and x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"the residual stream is {x.dtype}; the model is {self.dtype}")
         n_rows, n_new = x.shape[:2]
@@ -306,7 +310,8 @@ class HookedGPT(Observed):
             embed = embed * torch.tensor(self.cfg.embed_scale, dtype=embed.dtype)  # rounded as the weights are
         resid = self.hook_embed(embed)
         if self.pos_embed is not None:
-            resid = resid + self.hook_pos_embed(self.pos_embed(where, resid.dtype).expand_as(resid))
+            pos = self.pos_embed(where, resid.dtype)
+            resid = resid + (self.hook_pos_embed(pos.expand_as(resid)) if is_heard(self.hook_pos_embed) else pos)
         return self.dropout(resid)
 
     def check(self) -> "HookedGPT":

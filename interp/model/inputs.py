@@ -14,7 +14,7 @@ ReturnType = Literal["logits", "loss", "both"] | None
 Mask = Bool[Tensor, "batch key_pos"]  # True where a token is real; keys are those of the past and the new ones
 
 
-def checked_tokens(tokens: object, cfg: GPTConfig, device: torch.device) -> Int[Tensor, "batch pos"]:
+def checked_tokens(tokens: object, device: torch.device) -> Int[Tensor, "batch pos"]:
     """Token ids on the model's device; a single sequence becomes a batch of one."""
     if not isinstance(tokens, Tensor):
         raise TypeError(f"input must be token ids as a tensor [batch pos] or [pos], not a {type(tokens).__name__}")
@@ -26,13 +26,17 @@ def checked_tokens(tokens: object, cfg: GPTConfig, device: torch.device) -> Int[
         raise ValueError(f"input has shape {list(tokens.shape)}; it must be [batch pos] or [pos]")
     if tokens.numel() == 0:
         raise ValueError(f"input is empty: shape {list(tokens.shape)}; give at least one token")
-    tokens = tokens.long()
-    if tokens.device.type == "cpu":  # elsewhere the look-up itself refuses: reading the range here would wait for it
-        low, high = (bound.item() for bound in tokens.aminmax())
-        if low < 0 or high >= cfg.d_vocab:
-            culprit = low if low < 0 else high
-            raise ValueError(f"token id {culprit} is out of range: d_vocab={cfg.d_vocab} allows 0 to {cfg.d_vocab - 1}")
-    return torch.atleast_2d(tokens).to(device)
+    return torch.atleast_2d(tokens.long()).to(device)
+
+
+def check_range(tokens: Tensor, cfg: GPTConfig) -> None:
+    """Raise if a token has no row in the embedding. Called when a look-up failed: until then, the look-up checks."""
+    if tokens.device.type != "cpu" or tokens.is_floating_point():
+        return  # a GPU that has met such a token answers nothing any more
+    low, high = (int(bound) for bound in tokens.aminmax())
+    if low < 0 or high >= cfg.d_vocab:
+        culprit = low if low < 0 else high
+        raise ValueError(f"token id {culprit} is out of range: d_vocab={cfg.d_vocab} allows 0 to {cfg.d_vocab - 1}")
 
 
 def checked_resid(resid: object, cfg: GPTConfig, device: torch.device) -> Float[Tensor, "batch pos d_model"]:

@@ -20,11 +20,11 @@ _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x weightᵀ + bias."""
     if (
-        _onednn is not None
+        not (torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad or _is_trained(bias)))
+        and _onednn is not None
         and weight.numel() >= _WORTHWHILE
         and x.is_cpu
         and x.dtype == weight.dtype == torch.float32
-        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)))
         and forward_ad._current_level < 0
         and _functorch.peek_interpreter_stack() is None
         and not torch.is_autocast_enabled("cpu")
@@ -32,6 +32,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     ):
         return _onednn(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
+
+
+def _is_trained(bias: Tensor | None) -> bool:
+    return bias is not None and bias.requires_grad
 
 
 class Linear(nn.Linear):

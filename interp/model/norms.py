@@ -83,6 +83,9 @@ class HeadNorm(nn.Module):
 class NoNorm(nn.Identity):
     """Where the configuration has no norm."""
 
+    def __call__(self, x: Tensor) -> Tensor:
+        return x  # straight through, as at a hook point
+
     def unheard(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         return x
 

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from math import exp, isfinite, log
 from os import PathLike
@@ -136,7 +136,8 @@ class _Loop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.precision == "float16")
         self.log: list[dict[str, Any]] = []
         self.is_interrupted = False
-        self.bad = torch.zeros((), device=self.device)  # 1 from the first loss or gradient on that is not finite
+        self.zero, self.one = torch.tensor([0.0, 1.0], device=self.device)
+        self.bad = self.zero  # 1 from the first loss or gradient on that is not finite
         # A GPU is asked for a loss while it works on the next. A scaler decides by itself, so it is waited for.
         self.lag = int(self.device.type == "cuda" and not self.scaler.is_enabled())
         self.n_overflows = 0
@@ -182,40 +183,43 @@ class _Loop:
         if self.model.cfg.dropout:
             torch.manual_seed(hash((cfg.seed, step, self.ranks.rank)) % 2**63)  # so that a step can be repeated
         n_targets = self.ranks.sum((batch.targets != IGNORED).sum()).clamp(min=1)
-        total = torch.zeros((), device=self.device)
+        share = n_targets / self.ranks.size  # gradients are averaged over the processes
+        total = self.zero
         for i, part in enumerate(self.parts(batch)):
             with self.spread.synchronised(is_last=i == cfg.accumulate - 1):
                 with _autocast(self.model, cfg):
                     logits, targets = _asked(self.spread.call, part, cfg)
-                    loss = _total_loss(logits, targets, cfg, cfg.label_smoothing) / n_targets
-                self.scaler.scale(loss * self.ranks.size).backward()  # gradients are averaged over the processes
-            total += loss.detach()
+                    loss = _total_loss(logits, targets, cfg, cfg.label_smoothing) / share
+                self.scaler.scale(loss).backward()
+            total = total + loss.detach()
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        stop = torch.full((), float(self.is_interrupted), device=self.device)
-        stats = torch.stack((total.float(), stop))
-        self.ranks.sum(stats)
-        is_bad = ~stats[0].isfinite() if self.scaler.is_enabled() else ~(stats[0].isfinite() & norm.isfinite())
-        self.bad = torch.maximum(self.bad, is_bad.float())
+        norm = norm.float()
+        total, stop = self.ranks.sum(torch.stack((total, self.one if self.is_interrupted else self.zero)))
+        is_finite = (total if self.scaler.is_enabled() else total + norm).isfinite()
+        self.bad = torch.where(is_finite, self.bad, self.one)
+        lr = cfg.lr_at(step)
         for group in self.optimiser.param_groups:
-            group["lr"] = cfg.lr_at(step)
+            group["lr"] = lr
         if not self.scaler.is_enabled():  # a scaler passes over such steps by itself
-            self.optimiser.found_inf = self.bad  # type: ignore[attr-defined]  # the weights stay as they are
+            on_cpu = self.device.type == "cpu"  # there, a look at a value waits for nothing
+            # if it is bad, the weights stay as they are
+            self.optimiser.found_inf = None if on_cpu and not self.bad else self.bad  # type: ignore[attr-defined]
             if cfg.clip is not None:  # AdamW divides as it reads: clipping needs no pass of its own over the gradients
-                self.optimiser.grad_scale = ((norm.float() + 1e-6) / cfg.clip).clamp(min=1)  # type: ignore[attr-defined]
+                scale = ((norm + 1e-6) / cfg.clip).clamp(min=1)
+                self.optimiser.grad_scale = None if on_cpu and scale == 1 else scale  # type: ignore[attr-defined]
         elif cfg.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, cfg.clip, norm)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
-        row = {"step": step, "lr": cfg.lr_at(step)}
-        self.pending.append((row, torch.stack((*stats, norm.float(), self.bad, n_targets.float()))))
+        self.pending.append(({"step": step, "lr": lr}, torch.stack((total, stop, norm, self.bad, n_targets))))
 
     def parts(self, batch: Batch) -> list[Batch]:
         """What goes through the model in turn."""
         n, of = len(batch), self.cfg.accumulate
-        return [batch[i * n // of : (i + 1) * n // of] for i in range(of)]
+        return [batch] if of == 1 else [batch[i * n // of : (i + 1) * n // of] for i in range(of)]
 
     def read(self, lag: int) -> bool:
         """Put on the log what the device has worked out; whether to stop."""
@@ -223,6 +227,7 @@ class _Loop:
         while len(self.pending) > lag:
             row, stats = self.pending.popleft()
             loss, wants_to_stop, norm, bad, n_targets = stats.tolist()
+            loss /= self.ranks.size
             self.n_overflows = 0 if isfinite(norm) else self.n_overflows + 1
             if bad or self.n_overflows == 20:  # halved so often, a scale has left the range in which it helps
                 self.fail(row["step"])
@@ -306,8 +311,9 @@ def _total_loss(logits: Tensor, targets: Tensor, cfg: TrainingConfig, smoothing:
     )
 
 
-def _autocast(model: HookedGPT, cfg: TrainingConfig) -> torch.autocast:
-    return torch.autocast(model.device.type, HALF[cfg.precision], enabled=HALF[cfg.precision] is not None)
+def _autocast(model: HookedGPT, cfg: TrainingConfig) -> AbstractContextManager[Any]:
+    half = HALF[cfg.precision]
+    return nullcontext() if half is None else torch.autocast(model.device.type, half)
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,5 @@
 """Speed on a CUDA device beside Hugging Face's GPT-2 with sdpa, eager and compiled: `python -m tests.gpu.bench`."""
 
-from statistics import median
-
 import torch
 import transformers
 from torch import Tensor, nn
@@ -49,7 +47,7 @@ def compare_compiled(ours: HookedGPT, theirs: nn.Module, tokens: Tensor) -> None
 def compare_training() -> None:
     """GPT-2's smallest shape, bfloat16, compiled: tokens a second, and the share of 989 TFLOP/s, an H100's or H200's
     peak in bfloat16, that the model's own operations make (6 a weight and token, and attention's products)."""
-    n_rows, steps, n_ctx = 32, 40, 1024
+    n_rows, steps, n_ctx = 32, 100, 1024
     shape = GPTConfig(
         n_layers=12,
         d_model=768,
@@ -60,17 +58,13 @@ def compare_training() -> None:
         seed=0,
         **training.NO_BIAS,
     )
-    cfg = TrainingConfig(steps=steps, batch_size=n_rows, precision="bfloat16", compile=True, log_every=steps // 4)
-    times: dict[str, list[float]] = {"ours": [], "plain": []}
+    cfg = TrainingConfig(steps=steps, batch_size=n_rows, precision="bfloat16", compile=True)
     model = HookedGPT(shape).cuda()
     rival = PlainGPT(shape).cuda()
     rival.forward = torch.compile(rival.forward)
-    for _ in range(5):
-        times["ours"].append(training.ours(model, cfg))
-        times["plain"].append(training.plain(rival, shape, cfg))
+    found, rival_found = training.in_turns(model, rival, cfg)
     n_weights = sum(p.numel() for p in model.parameters()) - model.W_pos.numel()
     per_token = 6 * n_weights + 12 * shape.n_layers * shape.d_model * n_ctx
-    found, rival_found = median(times["ours"]), median(times["plain"])
     rate = n_rows * n_ctx / found
     print(f"{rate:,.0f} tokens a second, {rate * per_token / 989e12:.1%} of the peak; bfloat16, compiled, 32 × 1024")
     report("training step of GPT-2 small, against plain PyTorch, compiled alike", found, rival_found, 1 / 0.98)
@@ -78,8 +72,8 @@ def compare_training() -> None:
 
 def main() -> None:
     torch.manual_seed(0)
-    for title, (sizes, n_rows, rounds) in training.SHAPES.items():
-        training.compare(title, sizes, n_rows, rounds, device="cuda")
+    for title, (sizes, n_rows, steps) in training.SHAPES.items():
+        training.compare(title, sizes, n_rows, steps, device="cuda")
     compare_training()
     where = torch.cuda.get_device_name()
     print(f"{where}, torch {torch.__version__}, transformers {transformers.__version__}; medians: ours, theirs, ratio")
