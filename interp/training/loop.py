@@ -213,7 +213,8 @@ class _Loop:
             nn.utils.clip_grads_with_norm_(self.parameters, cfg.clip, norm)
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        self.optimiser.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         self.pending.append(({"step": step, "lr": lr}, torch.stack((total, stop, norm, self.bad, n_targets))))
 
     def parts(self, batch: Batch) -> list[Batch]:
