@@ -15,14 +15,21 @@ else:
     Result = Any  # xarray brings pandas: a second that a user of the model alone need not wait for
 
 
-def labelled(values: Tensor, axes: Mapping[str, Sequence[Any]], name: str, attrs: Mapping[str, Any]) -> Result:
-    """An `xarray.DataArray` with these axes and labels; `attrs` say what was done."""
+def labelled(
+    values: Tensor, axes: Mapping[str, Sequence[Any]], name: str, attrs: Mapping[str, Any], base: Tensor | None = None
+) -> Result:
+    """An `xarray.DataArray` with these axes and labels; `attrs` say what was done.
+
+    `base` is the metric of each prompt with nothing changed, kept beside the prompts: `result - result.base` is what
+    each change did.
+    """
     from xarray import DataArray
 
     kept = {key: value for key, value in attrs.items() if value is not None}
-    return DataArray(
+    found = DataArray(
         values.cpu().numpy(), coords=[(axis, list(of)) for axis, of in axes.items()], name=name, attrs=kept
     )
+    return found if base is None else found.assign_coords(base=("prompt", base.double().cpu().numpy()))
 
 
 def provenance(model: HookedGPT, metric: AnyMetric, tokens: Tensor, method: str) -> dict[str, Any]:

@@ -1,0 +1,153 @@
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from interp import HookedGPT, metrics
+from interp.interventions import Site
+from interp.patching import ablation, interaction
+from tests.patching.oracle import Change, one_by_one
+from tests.variants import some_tokens, variant
+
+METRIC = metrics.loss()
+
+
+def model_of(name: str) -> HookedGPT:
+    return variant(name, torch.float64)
+
+
+def to(value: Any, *index: Any) -> Change:
+    def change(x: torch.Tensor) -> torch.Tensor:
+        x[index] = value
+        return x
+
+    return change
+
+
+def close(found: Any, wanted: torch.Tensor, atol: float = 1e-10) -> None:
+    torch.testing.assert_close(torch.from_numpy(np.asarray(found)), wanted, rtol=0, atol=atol, check_dtype=False)
+
+
+def padding() -> torch.Tensor:
+    mask = torch.ones(3, 7, dtype=torch.bool)
+    mask[1, :2] = False
+    return mask
+
+
+@pytest.mark.parametrize("mask", [None, padding()])
+@pytest.mark.parametrize("kind", ["zero", "mean", "resample", "mean_per_position"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_each_head_by_itself(name: str, kind: str, mask: torch.Tensor | None) -> None:
+    model, tokens = model_of(name), some_tokens()
+    if kind == "resample" and mask is not None:
+        pytest.skip("prompts of different lengths have no positions to exchange")
+    found = ablation(model, tokens, "z", METRIC, kind=kind, attention_mask=mask, progress=False)
+    _, cache = model.run_with_cache(tokens, attention_mask=mask, names_filter="*hook_z")
+    real = torch.ones(3, 7, dtype=torch.bool) if mask is None else mask
+    sites = []
+    for layer, head in product(range(model.cfg.n_layers), range(model.cfg.n_heads)):
+        z = cache[f"blocks.{layer}.attn.hook_z"][:, :, head]
+        if kind == "zero":
+            value = torch.zeros_like(z)
+        elif kind == "mean":
+            value = z[real].mean(0).expand_as(z)
+        elif kind == "mean_per_position":
+            value = torch.stack([z[real[:, i], i].mean(0) for i in range(7)]).expand_as(z)
+        else:
+            continue
+        sites.append([(f"blocks.{layer}.attn.hook_z", to(value, slice(None), slice(None), head))])
+    assert found.dims == ("layer", "head", "prompt")
+    if kind == "resample":  # another prompt's values: of the three, each is some other's
+        candidates = [
+            one_by_one(
+                model, tokens, METRIC, [[("blocks.1.attn.hook_z", to(cache["blocks.1.attn.hook_z"].roll(k, 0)))]]
+            )
+            for k in (1, 2)
+        ]
+        whole = ablation(model, tokens, [Site("z", 1)], METRIC, kind=kind, progress=False)
+        assert min(np.abs(whole.to_numpy() - each.numpy()).max() for each in candidates) < 1e-10
+        return
+    wanted = one_by_one(model, tokens, METRIC, sites, mask).view(model.cfg.n_layers, model.cfg.n_heads, 3)
+    close(found, wanted)
+    close(found.base, one_by_one(model, tokens, METRIC, [[]], mask)[0])
+
+
+def test_means_of_a_reference_set() -> None:
+    model, tokens = model_of("gpt2"), some_tokens()
+    others = some_tokens(5, 4).flip(0)
+    found = ablation(model, tokens, "mlp_out", METRIC, by=(), kind="mean", reference=others, progress=False)
+    _, cache = model.run_with_cache(others)
+    sites = [
+        [(n, to(cache[n].flatten(0, 1).mean(0)))]
+        for n in (f"blocks.{i}.hook_mlp_out" for i in range(model.cfg.n_layers))
+    ]
+    close(found, one_by_one(model, tokens, METRIC, sites))
+
+
+def test_a_query_no_longer_sees_a_key() -> None:
+    model, tokens = model_of("gpt2"), some_tokens()
+    found = ablation(
+        model, tokens, "attn_scores", METRIC, kind="knockout", by=("head", "pos", "neuron"), layers=[1], progress=False
+    )
+    assert found.dims == ("layer", "head", "pos", "key_pos", "prompt")
+    never = -torch.inf
+    cells = [(0, 3, 1), (1, 6, 0), (1, 5, 4)]
+    sites = [[("blocks.1.attn.hook_attn_scores", to(never, slice(None), h, q, k))] for h, q, k in cells]
+    wanted = one_by_one(model, tokens, METRIC, sites)
+    for (h, q, k), each in zip(cells, wanted, strict=True):
+        close(found[0, h, q, k], each)
+    close(found[0, 0, 2, 2], torch.from_numpy(found.base.to_numpy()))  # it always sees itself
+    close(found[0, 0, 2, 5], torch.from_numpy(found.base.to_numpy()))  # and never what comes later
+
+
+def test_two_at_a_time() -> None:
+    model, tokens = model_of("gpt2"), some_tokens()
+    found = ablation(model, tokens, "z", METRIC, mode="pairs", progress=False)
+    names = [
+        (f"blocks.{layer}.attn.hook_z", h) for layer in range(model.cfg.n_layers) for h in range(model.cfg.n_heads)
+    ]
+    sites = [
+        [(a, to(0.0, slice(None), slice(None), i)), (b, to(0.0, slice(None), slice(None), j))]
+        for (a, i), (b, j) in product(names, names)
+    ]
+    wanted = one_by_one(model, tokens, METRIC, sites).view(len(names), len(names), 3)
+    close(found, wanted)
+    base = one_by_one(model, tokens, METRIC, [[]])[0]
+    i, j = 0, len(names) - 1
+    beyond = (wanted[i, j] - base) - (wanted[i, i] - base) - (wanted[j, j] - base)
+    close(interaction(found)[i, j], beyond)
+    assert not interaction(found)[2, 2].any()
+    with pytest.raises(ValueError, match="mode='pairs'"):
+        interaction(found[0])
+
+
+def test_more_and_more_of_them() -> None:
+    model, tokens = model_of("gpt2"), some_tokens()
+    given = ablation(model, tokens, "mlp_out", METRIC, by=(), mode="cumulative", progress=False)
+    hooks = [(f"blocks.{i}.hook_mlp_out", to(0.0)) for i in range(model.cfg.n_layers)]
+    close(given, one_by_one(model, tokens, METRIC, [hooks[: i + 1] for i in range(len(hooks))]))
+    greedy = ablation(model, tokens, "z", METRIC, mode="cumulative", order="greedy", n_steps=3, progress=False)
+    names = [
+        (f"blocks.{layer}.attn.hook_z", h) for layer in range(model.cfg.n_layers) for h in range(model.cfg.n_heads)
+    ]
+    gone: list[tuple[str, Change]] = []
+    left = [(name, to(0.0, slice(None), slice(None), h)) for name, h in names]
+    for step in range(3):
+        tried = one_by_one(model, tokens, METRIC, [[*gone, each] for each in left])
+        best = int(tried.mean(1).argmin())
+        close(greedy[step], tried[best])
+        gone.append(left.pop(best))
+
+
+def test_what_cannot_be_ablated() -> None:
+    model, tokens = model_of("gpt2"), some_tokens()
+    with pytest.raises(ValueError, match="mode='cumulative'"):
+        ablation(model, tokens, "z", METRIC, n_steps=2)
+    with pytest.raises(ValueError, match="attn_scores"):
+        ablation(model, tokens, "z", METRIC, kind="knockout", by=("pos", "neuron"))
+    with pytest.raises(ValueError, match="one query from one key"):
+        ablation(model, tokens, "attn_scores", METRIC, kind="knockout", by="head")
+    with pytest.raises(KeyError, match="nearest"):
+        ablation(model, tokens, "zz", METRIC)
