@@ -1,5 +1,6 @@
 """Ablation: what a model loses without a part, without two, and without more and more of them."""
 
+import os
 from collections.abc import Callable, Sequence
 from itertools import combinations_with_replacement
 from typing import Any, Literal
@@ -37,6 +38,7 @@ def ablation(
     attention_mask: Tensor | None = None,
     reference_mask: Tensor | None = None,
     memory: int | None = None,
+    file: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Result:
     """The metric of each prompt without a part of the model, exactly.
@@ -54,12 +56,14 @@ def ablation(
         )
     if mode != "cumulative" and (order != "given" or n_steps is not None):
         raise ValueError(f"order and n_steps are of mode='cumulative'; mode={mode!r}")
+    if order == "greedy" and file is not None:
+        raise ValueError("file keeps one sweep, and order='greedy' makes one for each step: leave it out")
     prompts, mask = as_tokens(model, tokens, attention_mask)
     axes, groups = sites_of(model, site, by, layers, prompts)
     if kind == "knockout" and isinstance(site, str):
         axes, groups = _seen(axes, groups)
     without = _edits(model, groups, kind, (prompts, mask), reference, reference_mask, seed)
-    sweep = Sweep(Base(model, prompts, mask), metric, memory, progress=progress)
+    sweep = Sweep(Base(model, prompts, mask), metric, memory, progress, file)
 
     def values(sets: Sequence[tuple[int, ...]]) -> Float[Tensor, "set prompt"]:
         rows = [

@@ -1,5 +1,6 @@
 """Activation patching: what of one run, put into another, brings its behaviour along."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +32,7 @@ def activation_patching(
     layers: Sequence[int] | None = None,
     attention_mask: Tensor | None = None,
     memory: int | None = None,
+    file: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Result:
     """The metric of each run with one part of the other run in it, exactly.
@@ -38,6 +40,7 @@ def activation_patching(
     "denoise" puts parts of the clean run into the corrupted one, "noise" parts of the corrupted run into the clean one.
     `site` is the last part of a hook's name ("resid_pre", "z", "pattern" …), patched in each layer by `by`: positions,
     heads, neurons, or several of them; or a list of `Site`s, or of groups of them that are patched together.
+    `memory` (bytes) bounds what the sweep takes; with `file`, a sweep that was stopped goes on from there.
     """
     runs = pair_of_runs(model, clean, corrupted, direction, attention_mask)
     axes, groups = sites_of(model, site, by, layers, runs.own)
@@ -50,7 +53,7 @@ def activation_patching(
         for group in groups
         for prompt, start in enumerate(starts)
     ]
-    sweep = Sweep(Base(model, runs.own, runs.mask), metric, memory, progress=progress)
+    sweep = Sweep(Base(model, runs.own, runs.mask), metric, memory, progress, file)
     values = sweep.values(rows).view(*map(len, axes.values()), len(runs.own))
     about = provenance(model, metric, runs.own, "activation patching")
     about |= {"site": site if isinstance(site, str) else "given", "direction": direction, **sweep.work}

@@ -1,12 +1,25 @@
-"""How much memory a computation takes, measured, and how much there is."""
+"""How much memory a computation takes, measured, and how much there is; jobs in chunks that keep within it.
 
+1. Of each kind of job the one that needs most runs first, alone and measured. It holds what a chunk's jobs share, too.
+2. A chunk is planned to need as much as that one, and for each more as much as one did in the chunk measured last; for
+   one of more tokens, in proportion. So far as need grows no faster than tokens do, plans err on the safe side.
+3. Chunks that memory cuts short are measured in their turn. One that runs out of memory all the same is halved.
+"""
+
+import os
 import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+_LARGEST = 2**14  # tokens of a chunk: more make no product faster, and leave the cache
+_PLANNED = 7 / 8  # of the budget: jobs of a kind are not quite alike
 
 
 class Peak(TorchDispatchMode):
@@ -42,10 +55,98 @@ def _key(storage: torch.UntypedStorage) -> int:
     return storage._cdata
 
 
-def budget_of(device: torch.device) -> int:
+@dataclass(frozen=True)
+class Job:
+    """Something to run together with others of its kind; `weight`: the heaviest of a kind needs most memory."""
+
+    index: int
+    kind: str
+    n_tokens: int
+    weight: tuple[int, ...] = ()
+
+
+@dataclass
+class Need:
+    """What a chunk of a kind needs: its first job, with all that is shared, and each more of so many tokens."""
+
+    first: float
+    each: float
+    tokens: float
+
+    def more(self, job: Job) -> float:
+        """What one more job adds, at most."""
+        return self.each * max(1.0, job.n_tokens / self.tokens)
+
+
+class Chunks:
+    """Runs jobs in chunks that need no more memory than `given` (bytes); without it, half of what is free."""
+
+    def __init__(self, device: torch.device, given: int | None = None) -> None:
+        self.device, self.given, self.largest = device, given, _LARGEST
+        self.needs: dict[str, Need] = {}
+
+    def run(self, jobs: Iterable[Job], once: Callable[[list[int]], Tensor]) -> Iterator[tuple[list[int], Tensor]]:
+        """What `once` makes of the jobs, chunk by chunk; those of a kind stay in their order, but for its first."""
+        kinds = {kind: list(some) for kind, some in groupby(sorted(jobs, key=_kind), _kind)}  # sorting is stable
+        for kind, left in kinds.items():
+            if kind not in self.needs:
+                first = left.pop(max(range(len(left)), key=lambda i: left[i].weight))
+                yield [first.index], self._run([first], once, is_measured=True)
+        for left in kinds.values():
+            at = 0
+            while at < len(left):
+                chunk, is_cut = self._planned(left[at:])
+                yield [job.index for job in chunk], self._run(chunk, once, is_measured=is_cut)
+                at += len(chunk)
+
+    def _planned(self, left: list[Job]) -> tuple[list[Job], bool]:
+        """As many of the jobs left as go together, and whether it was memory that allowed no more."""
+        budget = _PLANNED * (_budget_of(self.device) if self.given is None else self.given)
+        need, n_tokens = self.needs[left[0].kind], left[0].n_tokens
+        total = need.first
+        for n, job in enumerate(left[1:], start=1):
+            total, n_tokens = total + need.more(job), n_tokens + job.n_tokens
+            if total > budget or n_tokens > self.largest:
+                return left[:n], total > budget
+        return left, False
+
+    def _run(self, chunk: list[Job], once: Callable[[list[int]], Tensor], is_measured: bool) -> Tensor:
+        """A chunk; its halves, should memory run out."""
+        indices = [job.index for job in chunk]
+        try:
+            if not is_measured:
+                return once(indices)
+            with Peak() as peak:
+                found = once(indices)
+            self._learn(chunk, peak.bytes)
+            return found
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or len(chunk) == 1:
+                raise
+        self.largest = max(1, sum(job.n_tokens for job in chunk) // 2)
+        half = len(chunk) // 2
+        return torch.cat([self._run(some, once, is_measured) for some in (chunk[:half], chunk[half:])])
+
+    def _learn(self, chunk: list[Job], needed: int) -> None:
+        if len(chunk) == 1 and self.given is not None and needed > self.given:
+            raise ValueError(f"memory={self.given:,} bytes is too little: one row alone needs {needed:,}")
+        kind, each = chunk[0].kind, needed / len(chunk)
+        first = max(each, self.needs[kind].first) if kind in self.needs else each
+        self.needs[kind] = Need(first, each, sum(job.n_tokens for job in chunk) / len(chunk))
+
+
+def _kind(job: Job) -> str:
+    return job.kind
+
+
+def _budget_of(device: torch.device) -> int:
     """Half of the memory that is free."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
+        # what torch holds for its next tensors is free too
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + kept) // 2
+    if not os.path.exists("/proc/meminfo"):  # not Linux: a quarter of all there is
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 if hasattr(os, "sysconf") else 2**30
     with open("/proc/meminfo") as file:
         facts = dict(line.split(":") for line in file)
     return int(facts["MemAvailable"].split()[0]) * 1024 // 2

@@ -1,100 +1,200 @@
 """A sweep: many rows through the engine in chunks that fit into memory, and their metric."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp.metrics import AnyMetric, Metric, Rows, values_of
+from interp.interventions import Edit, Index
+from interp.metrics import AnyMetric, Metric, Rows, name_of, values_of
 from interp.patching.engine import Base, Packed, Prepared, Row
-from interp.patching.memory import Peak, budget_of, is_out_of_memory
+from interp.patching.memory import Chunks, Job
+from interp.patching.sweep_file import SweepFile
 from interp.recording import positions
-
-_LARGEST = 2**14  # tokens of a chunk: more make no product faster, and leave the cache
 
 
 @dataclass
 class Sweep:
-    """How to run many rows: within how much memory (bytes), shown or not."""
+    """How to run many rows: within how much memory (bytes, beside the base run's), shown or not.
+
+    With `file`, which serves one call of `values`, each finished chunk is kept there: after a kill the same call goes
+    on where it stood. Processes that `torchrun` started divide the rows, and each of them gets all values.
+    """
 
     base: Base
     metric: AnyMetric
     memory: int | None = None
     progress: bool = True
+    file: str | os.PathLike[str] | None = None
     work: dict[str, int] = field(default_factory=lambda: {"rows": 0, "chunks": 0, "tokens through a layer": 0})
 
     def __post_init__(self) -> None:
         self.wanted = _wanted(self.metric, self.base)
-        self.bytes_per_token = 0.0
+        self.chunks = Chunks(self.base.model.device, self.memory)
 
     @torch.no_grad()
     def base_values(self) -> Float[Tensor, " prompt"]:
         """The metric of the base run."""
-        model, prompts = self.base.model, torch.arange(len(self.base.tokens), device=self.base.model.device)
-        final = self.base.resid[-1][prompts[:, None], self.wanted.to(prompts.device)]
-        return self._measured(model.read_off(model.ln_final(final)), prompts)
+        model, n_wanted = self.base.model, self.wanted.shape[1]
 
+        def once(some: list[int]) -> Tensor:
+            prompts = torch.tensor(some, device=model.device)
+            final = self.base.resid[-1][prompts[:, None], self.wanted[some].to(model.device)]
+            with _noted("in the base run, where nothing is changed"):
+                return self._measured(model.read_off(model.ln_final(final)), prompts)
+
+        jobs = [Job(prompt, "base run", n_wanted) for prompt in range(len(self.base.tokens))]
+        found = list(self.chunks.run(jobs, once))
+        order = torch.tensor([i for chunk, _ in found for i in chunk]).argsort()
+        values = torch.cat([values for _, values in found])
+        return values[order.to(values.device)]
+
+    @torch.no_grad()
     def values(self, rows: Sequence[Row]) -> Float[Tensor, " row"]:
         """The metric of each row, as if it had been run alone."""
         prepared = [self.base.prepared(row) for row in rows]
-        unchanged = self.base_values().cpu()
-        values = unchanged[[row.prompt for row in rows]].double()
+        unchanged = self._finite_base_values(rows)
+        values = unchanged[[row.prompt for row in rows]]
         last_wanted = self.wanted.max(1).values.tolist()
         moves = [i for i, row in enumerate(prepared) if row.start <= last_wanted[row.prompt]]
         moves.sort(key=lambda i: (prepared[i].board, prepared[i].start))
-        with tqdm(total=len(moves), desc="sweep", unit=" rows", disable=not self.progress) as bar:
-            at = 0
-            while at < len(moves):
-                chunk = self._chunk(prepared, moves[at:])
-                values[chunk] = self._run([prepared[i] for i in chunk]).double().cpu()
-                at += len(chunk)
+        if (size := _n_processes()) > 1:
+            if self.file is not None:
+                raise ValueError(f"file={str(self.file)!r} serves one process; there are {size}: leave it out")
+            own = torch.zeros_like(values)
+            with _together(own, self.base.model.device):
+                for chunk, found in self._run(rows, prepared, moves[dist.get_rank() :: size]):
+                    own[chunk] = found
+            values[moves] = own[moves]
+            return values
+        with self._saved(rows, unchanged) as saved:
+            held = {} if saved is None else saved.saved
+            for i, value in held.items():
+                values[i] = value
+            for chunk, found in self._run(rows, prepared, [i for i in moves if i not in held]):
+                values[chunk] = found
+                if saved is not None:
+                    saved.add(chunk, found)
+        return values
+
+    def _finite_base_values(self, rows: Sequence[Row]) -> Float[Tensor, " prompt"]:
+        """The base run's values; raise if one that a row departs from is no number."""
+        values = self.base_values().double().cpu()
+        bad = [prompt for prompt in sorted({row.prompt for row in rows}) if not values[prompt].isfinite()]
+        if bad:
+            raise ValueError(
+                f"{name_of(self.metric)} is {values[bad[0]]} in the base run itself, where nothing is changed: "
+                f"prompts {bad[:8]}"
+            )
+        return values
+
+    def _saved(self, rows: Sequence[Row], unchanged: Tensor) -> SweepFile | nullcontext[None]:
+        return nullcontext() if self.file is None else SweepFile(self.file, self.base, self.metric, rows, unchanged)
+
+    def _run(
+        self, rows: Sequence[Row], prepared: list[Prepared], wanted: list[int]
+    ) -> Iterator[tuple[list[int], Float[Tensor, " row"]]]:
+        """The values of those rows that are wanted, chunk by chunk."""
+
+        def once(chunk: list[int]) -> Tensor:
+            packed = Packed(self.base, [prepared[i] for i in chunk], self.wanted)
+            logits = packed.logits()
+            with _noted(f"in a chunk of {len(chunk)} rows that begins with {label(rows[chunk[0]])}"):
+                values = self._measured(logits, packed.prompt)
+            self.work["rows"] += len(chunk)
+            self.work["chunks"] += 1
+            self.work["tokens through a layer"] += packed.n_tokens
+            return values
+
+        jobs = [self._job(i, prepared[i]) for i in wanted]
+        is_shown = self.progress and (_n_processes() == 1 or dist.get_rank() == 0)
+        with tqdm(total=len(jobs), desc="sweep", unit=" rows", disable=not is_shown) as bar:
+            for chunk, values in self.chunks.run(jobs, once):
+                values = values.double().cpu()
+                if bad := [n for n, is_finite in enumerate(values.isfinite().tolist()) if not is_finite]:
+                    some = "; ".join(f"{values[n]} for {label(rows[chunk[n]])}" for n in bad[:4])
+                    more = f"; and {len(bad) - 4} more of this chunk" if len(bad) > 4 else ""
+                    raise ValueError(f"{name_of(self.metric)} is {some}{more}; in the base run it is finite")
+                yield chunk, values
                 bar.update(len(chunk))
-        return values
 
-    def _chunk(self, prepared: list[Prepared], left: list[int]) -> list[int]:
-        """As many of the rows left as fit into the budget; few at first, by which the need of one is measured."""
-        budget = budget_of(self.base.model.device) if self.memory is None else self.memory
-        most = min(_LARGEST, int(budget / self.bytes_per_token)) if self.bytes_per_token else 256
-        chunk, n = [], 0
-        for i in left:
-            n += self.base.n_pos - prepared[i].start
-            if chunk and n > most:
-                break
-            chunk.append(i)
-        return chunk
+    def _job(self, index: int, row: Prepared) -> Job:
+        """A row for its chunk; of one kind are rows with like edits: what one of them listens to, all must keep.
 
-    def _run(self, rows: list[Prepared]) -> Float[Tensor, " row"]:
-        """The metric of a chunk; of its halves, should memory run out."""
-        n_tokens = sum(self.base.n_pos - row.start for row in rows)
-        try:
-            if self.bytes_per_token:
-                return self._once(rows)
-            with Peak() as peak:
-                found = self._once(rows)
-            self.bytes_per_token = peak.bytes / n_tokens
-            return found
-        except RuntimeError as error:
-            if not is_out_of_memory(error) or len(rows) == 1:
-                raise
-        half = len(rows) // 2
-        self.bytes_per_token *= 2
-        return torch.cat([self._run(rows[:half]), self._run(rows[half:])])
-
-    def _once(self, rows: list[Prepared]) -> Float[Tensor, " row"]:
-        packed = Packed(self.base, rows, self.wanted)
-        values = self._measured(packed.logits(), packed.prompt)
-        self.work["rows"] += len(rows)
-        self.work["chunks"] += 1
-        self.work["tokens through a layer"] += packed.n_tokens
-        return values
+        The heaviest goes through whole layers, and is long. Where memory is counted, rows that copy keys of the base
+        run are a kind of their own.
+        """
+        n_tokens = self.base.n_pos - row.start
+        kinds = {(point.name.split(".", 2)[-1], len(where) == 1, *_extent(edit)) for point, edit, where in row.acts}
+        is_whole = row.board < self.base.model.cfg.n_layers - 1
+        copies = self.memory is not None and row.start > 0
+        return Job(index, f"{sorted(map(str, kinds))} {copies}", n_tokens, (is_whole, n_tokens))
 
     def _measured(self, logits: Tensor, prompts: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
         base = self.base
         mask = None if base.mask is None else base.mask[prompts]
         return values_of(self.metric, logits, Rows(base.tokens[prompts], prompts, len(base.tokens), mask))
+
+
+def label(row: Row) -> str:
+    """What a row does, in words."""
+    edits = " + ".join(map(_label, row.edits)) or "no edit"
+    return f"prompt {row.prompt}: {edits}"
+
+
+def _label(edit: Edit) -> str:
+    site, parts = edit.site, [type(edit).__name__, edit.site.name]
+    for name in ("layer", "head", "pos", "neuron", "subspace"):
+        if (value := getattr(site, name)) is not None:
+            parts += [name, "[…]" if isinstance(value, Tensor) else str(value)]
+    return " ".join(parts)
+
+
+def _extent(edit: Edit) -> tuple[object, ...]:
+    """What decides how much an edit keeps at once."""
+    site = edit.site
+    return type(edit).__name__, _size(site.head), _size(site.neuron), site.subspace is not None
+
+
+def _size(index: Index) -> object:
+    return index if index is None or isinstance(index, slice) else 1 if isinstance(index, int) else len(index)
+
+
+def _n_processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@contextmanager
+def _together(own: Float[Tensor, " row"], device: torch.device) -> Iterator[None]:
+    """Afterwards, the sum over all processes of what each of them filled in; if one of them fails, all do."""
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    sent = torch.cat([own, own.new_tensor([failure is not None])]).to(device)
+    dist.all_reduce(sent)
+    if failure is not None:
+        raise failure
+    if sent[-1] > 0:
+        raise RuntimeError("the sweep failed in another process, which says why")
+    own.copy_(sent[:-1])
+
+
+@contextmanager
+def _noted(where: str) -> Iterator[None]:
+    """Errors within it say where they came from."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(where)
+        raise
 
 
 def _wanted(metric: AnyMetric, base: Base) -> Int[Tensor, "prompt wanted"]:

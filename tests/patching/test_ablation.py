@@ -8,6 +8,7 @@ import torch
 from interp import HookedGPT, metrics
 from interp.interventions import Site
 from interp.patching import ablation, interaction
+from interp.patching.ablation import Kind
 from tests.patching.oracle import Change, one_by_one
 from tests.variants import some_tokens, variant
 
@@ -39,7 +40,7 @@ def padding() -> torch.Tensor:
 @pytest.mark.parametrize("mask", [None, padding()])
 @pytest.mark.parametrize("kind", ["zero", "mean", "resample", "mean_per_position"])
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_each_head_by_itself(name: str, kind: str, mask: torch.Tensor | None) -> None:
+def test_each_head_by_itself(name: str, kind: Kind, mask: torch.Tensor | None) -> None:
     model, tokens = model_of(name), some_tokens()
     if kind == "resample" and mask is not None:
         pytest.skip("prompts of different lengths have no positions to exchange")
