@@ -1,6 +1,7 @@
 """How much memory a computation takes, measured, and how much there is; jobs in chunks that keep within it.
 
-1. Of each kind of job the one that needs most runs first, alone and measured. It holds what a chunk's jobs share, too.
+1. Of each kind of job the one that needs most runs first, alone and measured (with few others, if no budget was given).
+   It holds what a chunk's jobs share, too.
 2. A chunk is planned to need as much as that one, and for each more as much as one did in the chunk measured last; for
    one of more tokens, in proportion. So far as need grows no faster than tokens do, plans err on the safe side.
 3. Chunks that memory cuts short are measured in their turn. One that runs out of memory all the same is halved.
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _LARGEST = 2**14  # tokens of a chunk: more make no product faster, and leave the cache
+_SMALL = 2**8  # tokens of a chunk by which need is measured
 _PLANNED = 7 / 8  # of the budget: jobs of a kind are not quite alike
 
 
@@ -85,19 +87,36 @@ class Chunks:
         self.device, self.given, self.largest = device, given, _LARGEST
         self.needs: dict[str, Need] = {}
 
-    def run(self, jobs: Iterable[Job], once: Callable[[list[int]], Tensor]) -> Iterator[tuple[list[int], Tensor]]:
-        """What `once` makes of the jobs, chunk by chunk; those of a kind stay in their order, but for its first."""
+    def run(
+        self, jobs: Iterable[Job], once: Callable[[list[int]], Tensor], are_small: bool = False
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """What `once` makes of the jobs, chunk by chunk; those of a kind stay in their order, but for its first.
+
+        If no budget was given and all together `are_small`, nothing is measured: that would take a tenth of the time.
+        """
         kinds = {kind: list(some) for kind, some in groupby(sorted(jobs, key=_kind), _kind)}  # sorting is stable
+        if are_small and self.given is None:
+            for some in kinds.values():
+                yield [job.index for job in some], self._run(some, once, is_measured=False)
+            return
         for kind, left in kinds.items():
             if kind not in self.needs:
-                first = left.pop(max(range(len(left)), key=lambda i: left[i].weight))
-                yield [first.index], self._run([first], once, is_measured=True)
+                first = self._first(left)
+                yield [job.index for job in first], self._run(first, once, is_measured=True)
         for left in kinds.values():
             at = 0
             while at < len(left):
                 chunk, is_cut = self._planned(left[at:])
                 yield [job.index for job in chunk], self._run(chunk, once, is_measured=is_cut)
                 at += len(chunk)
+
+    def _first(self, left: list[Job]) -> list[Job]:
+        """The heaviest job, taken from those left; where no budget was given, with as many more as hardly matter."""
+        chosen = [left.pop(max(range(len(left)), key=lambda i: left[i].weight))]
+        n_tokens, most = chosen[0].n_tokens, min(_SMALL, self.largest)
+        while self.given is None and left and (n_tokens := n_tokens + left[0].n_tokens) <= most:
+            chosen.append(left.pop(0))
+        return chosen
 
     def _planned(self, left: list[Job]) -> tuple[list[Job], bool]:
         """As many of the jobs left as go together, and whether it was memory that allowed no more."""

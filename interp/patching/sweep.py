@@ -18,6 +18,8 @@ from interp.patching.memory import Chunks, Job
 from interp.patching.sweep_file import SweepFile
 from interp.recording import positions
 
+_SMALL = 2**12  # tokens that go through the layers, or whose logits are read
+
 
 @dataclass
 class Sweep:
@@ -37,10 +39,16 @@ class Sweep:
     def __post_init__(self) -> None:
         self.wanted = _wanted(self.metric, self.base)
         self.chunks = Chunks(self.base.model.device, self.memory)
+        self.unchanged: Tensor | None = None
 
-    @torch.no_grad()
     def base_values(self) -> Float[Tensor, " prompt"]:
         """The metric of the base run."""
+        if self.unchanged is None:
+            self.unchanged = self._base_values()
+        return self.unchanged
+
+    @torch.no_grad()
+    def _base_values(self) -> Float[Tensor, " prompt"]:
         model, n_wanted = self.base.model, self.wanted.shape[1]
 
         def once(some: list[int]) -> Tensor:
@@ -115,7 +123,9 @@ class Sweep:
         jobs = [self._job(i, prepared[i]) for i in wanted]
         is_shown = self.progress and (_n_processes() == 1 or dist.get_rank() == 0)
         with tqdm(total=len(jobs), desc="sweep", unit=" rows", disable=not is_shown) as bar:
-            for chunk, values in self.chunks.run(jobs, once):
+            most = min(_SMALL, self.chunks.largest)
+            are_small = sum(job.n_tokens for job in jobs) <= most and len(jobs) * self.wanted.shape[1] <= most
+            for chunk, values in self.chunks.run(jobs, once, are_small):
                 values = values.double().cpu()
                 if bad := [n for n, is_finite in enumerate(values.isfinite().tolist()) if not is_finite]:
                     some = "; ".join(f"{values[n]} for {label(rows[chunk[n]])}" for n in bad[:4])

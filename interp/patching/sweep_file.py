@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from inspect import unwrap
@@ -21,6 +20,11 @@ from torch import Tensor
 from interp.interventions import Edit, Site
 from interp.metrics import AnyMetric, Metric
 from interp.patching.engine import Base, Row
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 _FORMAT = {"format": "interp sweep", "version": 1}
 _BEGIN = json.dumps(_FORMAT)[:-1].encode()
@@ -58,10 +62,8 @@ class SweepFile:
         self._write({"rows": list(rows), "values": values.tolist()})  # JSON's floats come back exactly
 
     def _lock(self) -> None:
-        if sys.platform == "win32":
-            return  # it has no such locks
-        import fcntl
-
+        if fcntl is None:
+            return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

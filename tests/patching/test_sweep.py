@@ -59,7 +59,7 @@ def test_a_metric_of_another_shape_is_named_with_the_site_that_its_chunk_begins_
     model = variant("gpt2")
     rows = rows_of(model)[:1]
     n_calls = iter(range(9))
-    metric = lambda logits: logits[:, -1, 0] if next(n_calls) < 2 else logits[:, -1]  # the base run's calls are good
+    metric = lambda logits: logits[:, -1, 0] if next(n_calls) < 1 else logits[:, -1]  # the base run's call is good
     with pytest.raises(ValueError, match=r"gave shape \[1, 13\]; a metric gives one number") as caught:
         Sweep(Base(model, some_tokens()), metric, progress=False).values(rows)
     assert caught.value.__notes__ == ["in a chunk of 1 rows that begins with prompt 0: Patch resid_pre layer 0 pos 0"]
@@ -115,7 +115,7 @@ def test_a_sweep_keeps_within_its_budget_whatever_its_rows_lengths(n_pos: int, n
     rows = long_rows(model, tokens, names)
     base = Base(model, tokens)
     metric = lambda logits: logits[:, -1, 0]
-    free = Sweep(base, metric, progress=False)
+    free = Sweep(base, metric, 2**40, progress=False)
     expected = free.values(rows)
     one = 1.1 * max(need.first for need in free.chunks.needs.values())  # a row from the first token on needs a bit more
     n_chunks = []
@@ -157,7 +157,8 @@ def test_a_chunk_that_runs_out_of_memory_is_halved(monkeypatch: pytest.MonkeyPat
             return super().logits()
 
     monkeypatch.setattr(sweeps, "Packed", Small)
-    torch.testing.assert_close(Sweep(base, first_logit, progress=False).values(rows), expected, rtol=1e-5, atol=1e-5)
+    found = Sweep(base, first_logit, 2**40, progress=False).values(rows)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert max(sizes) > 5, "it was tried"
     assert sum(size > 5 for size in sizes) < 8, "and remembered"
     Small.most = 0
