@@ -132,9 +132,9 @@ def linear(model: HookedGPT) -> None:
         )
 
 
-def main(device: str = "cpu") -> None:
+def main(device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
     torch.manual_seed(0)
-    model = HookedGPT(GPTConfig(seed=0, tie_word_embeddings=True, **SHAPE)).eval().to(device)  # type: ignore[arg-type]
+    model = HookedGPT(GPTConfig(seed=0, tie_word_embeddings=True, **SHAPE)).eval().to(device, dtype)  # type: ignore[arg-type]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, GPT-2 small's shape; medians in turn")
     for n_pos in (16, 40):
         compare(model, n_pos)

@@ -9,6 +9,7 @@ from interp.training import TrainingConfig
 from tests.bench import training
 from tests.bench.generation import main as generation
 from tests.bench.model import SMALL, TINY, forward_and_backward, one_token_step
+from tests.bench.patching import main as sweeps
 from tests.bench.plain_gpt import PlainGPT
 from tests.bench.timing import in_turn, report
 from tests.huggingface import from_gpt2, hf_gpt2
@@ -86,6 +87,7 @@ def main() -> None:
         report(f"one token after 512, {dtype}, against Hugging Face", times["ours"], times["theirs"], 1.05)
         compare_compiled(ours, theirs, torch.randint(0, ours.cfg.d_vocab, (4, 128), device="cuda"))
         generation("cuda", dtype)
+    sweeps("cuda", torch.bfloat16)
     theirs = hf_gpt2(**TINY).cuda()
     ours = from_gpt2(theirs).cuda()
     tokens = torch.randint(0, ours.cfg.d_vocab, (1, 16), device="cuda")

@@ -6,10 +6,12 @@ from torch import Tensor
 
 from interp.interventions import Site
 from interp.metrics import Logits, Metric, Rows, Values
-from interp.patching import ablation, activation_patching, interaction
+from interp.patching import ablation, activation_patching, attribution_patching, interaction
+from interp.patching.attribution import Method
 from interp.zoo import planted
 from interp.zoo.planted import Examples, Planted
 
+METHODS: tuple[Method, ...] = ("gradient", "integrated")
 NAMES = sorted(each for each in planted.__all__ if each[0].islower())
 
 
@@ -82,3 +84,29 @@ def test_two_that_stand_in_for_each_other_are_seen_in_pairs(name: str) -> None:
             assert abs(beyond) < 1e-4 * whole
         else:  # one wakes when the other is gone
             assert beyond < -0.3 * whole
+
+
+@pytest.mark.parametrize("name", ["balanced_brackets", "indirect_object", "induction"])
+def test_the_mean_gradient_ranks_them_where_one_gradient_may_not(name: str) -> None:
+    of = getattr(planted, name)(distractor_heads=2, distractor_neurons=6)
+    examples, others = two_runs(of)
+    sites = components(of)
+    is_true = np.array([node in of.truth["resample"].nodes for node in sites])
+    areas = {}
+    for method in METHODS:
+        found = attribution_patching(
+            of.model,
+            examples.tokens,
+            others,
+            list(sites.values()),
+            answers(examples),
+            direction="noise",
+            method=method,
+            progress=False,
+        )
+        areas[method] = area(abs(found).mean("prompt").to_numpy(), is_true)
+    assert areas["integrated"] == 1.0
+    if name == "induction":
+        assert areas["gradient"] == 1.0
+    else:  # a saturated softmax, or a ReLU that is off, has no slope that tells
+        assert 0.85 < areas["gradient"] < 1.0
