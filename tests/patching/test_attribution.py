@@ -16,6 +16,8 @@ from interp.patching.attribution import attribution_patching
 from tests.patching.test_activation import padded
 from tests.variants import some_tokens, variant
 
+pytestmark = pytest.mark.slow  # beside the quick tests of the same functions on planted models
+
 ALL = slice(None)
 # The hook, its axes in a result, and where a cell lies in its value.
 CELLS: list[tuple[str, tuple[str, ...], Callable[..., tuple[Any, ...]]]] = [

@@ -16,6 +16,8 @@ from tests.variants import SIZES, config, some_tokens, variant
 from tests.zoo.oracle import all_edges as every_pair
 from tests.zoo.oracle import all_nodes, cut, place
 
+pytestmark = pytest.mark.slow  # beside the quick tests of the same functions on planted models
+
 CAPS = {"attn_scores_soft_cap": 2.0, "output_logits_soft_cap": 1.5}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     **{

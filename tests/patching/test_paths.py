@@ -10,6 +10,8 @@ from tests.patching.oracle import one_by_one
 from tests.patching.test_activation import CAUSAL, padded
 from tests.variants import some_tokens, variant
 
+pytestmark = pytest.mark.slow  # beside the quick tests of the same functions on planted models
+
 
 def literally(
     model: HookedGPT,
