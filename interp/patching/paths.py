@@ -133,7 +133,10 @@ def _senders(
         raise ValueError(f"senders={senders!r}; allowed: 'heads', 'mlps', or a list of Sites")
     named = {"heads": "z", "mlps": "mlp_out"}.get(senders) if isinstance(senders, str) else None
     by = () if senders == "mlps" else ("head",)
-    axes, groups = sites_of(model, named or [(each,) for each in senders if isinstance(each, Site)], by, None, tokens)
+    chosen = [] if isinstance(senders, str) else list(senders)
+    if strange := [each for each in chosen if not isinstance(each, Site)]:
+        raise TypeError(f"senders={strange[:3]!r}; allowed: 'heads', 'mlps', or a list of Sites")
+    axes, groups = sites_of(model, named or [(each,) for each in chosen], by, None, tokens)
     sites = [site for group in groups for site in group]
     for site in sites:
         name = site.point(model).name

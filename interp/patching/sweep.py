@@ -15,6 +15,7 @@ from interp.interventions import Edit, Index
 from interp.metrics import AnyMetric, Metric, Rows, name_of, values_of
 from interp.patching.engine import Base, Packed, Prepared, Row
 from interp.patching.memory import Chunks, Job
+from interp.patching.sites import label as label_of
 from interp.patching.sweep_file import SweepFile
 from interp.recording import positions
 
@@ -154,16 +155,8 @@ class Sweep:
 
 def label(row: Row) -> str:
     """What a row does, in words."""
-    edits = " + ".join(map(_label, row.edits)) or "no edit"
+    edits = " + ".join(f"{type(edit).__name__} {label_of(edit.site)}" for edit in row.edits) or "no edit"
     return f"prompt {row.prompt}: {edits}"
-
-
-def _label(edit: Edit) -> str:
-    site, parts = edit.site, [type(edit).__name__, edit.site.name]
-    for name in ("layer", "head", "pos", "neuron", "subspace"):
-        if (value := getattr(site, name)) is not None:
-            parts += [name, "[…]" if isinstance(value, Tensor) else str(value)]
-    return " ".join(parts)
 
 
 def _extent(edit: Edit) -> tuple[object, ...]:
