@@ -167,6 +167,23 @@ def is_touched(point: HookPoint) -> bool:
     return any(listeners.edits or listeners.starts_graph for listeners in (here, lasting))
 
 
+def listeners_at(point: HookPoint) -> Listeners:
+    """Who listens to a point in this context."""
+    heard = _heard.get()
+    lasting = None if heard.is_inside_hook else point.lasting
+    return (lasting or NOBODY).then(heard.table.get(point, NOBODY))
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """In this context nobody listens who did so before."""
+    token = _heard.set(Heard(is_inside_hook=True, span=_heard.get().span))
+    try:
+        yield
+    finally:
+        _heard.reset(token)
+
+
 def hooks_in_force() -> Heard | None:
     """Who listens in this context; None if nobody does."""
     if is_compiling():
@@ -221,14 +238,17 @@ class HookedModule(nn.Module):
     """A module whose hook points have names. A subclass calls `setup()` at the end of its `__init__`."""
 
     hook_dict: dict[str, HookPoint]
+    hooks_by_part: dict[str, list[str]]  # the last part of a name -> the names that end so
 
     def setup(self) -> None:
         """Name every hook point by its path in the module tree."""
         for module in self.modules():  # nn.Module looks its parts up by a slow road, hundreds of times in a pass
             module.__dict__.update({name: part for name, part in module._modules.items() if name.isidentifier()})
         self.hook_dict = {name: module for name, module in self.named_modules() if isinstance(module, HookPoint)}
+        self.hooks_by_part = {}
         for name, point in self.hook_dict.items():
             point.name = name
+            self.hooks_by_part.setdefault(name.rpartition(".")[2], []).append(name)
 
     def hook_names(self, names: Names) -> list[str]:
         """The names of the hook points meant by a name, a glob, a list of those, or a predicate on names."""

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.generation import current_step
-from interp.hooks import HookedModule, HookPoint, Hooks, span_of_pass
+from interp.hooks import HookedModule, HookPoint, Hooks, listeners_at, span_of_pass
 from interp.loading.files import open_safetensors, read_json, replacing
 
 Index = int | Sequence[int] | slice | None
@@ -82,7 +82,7 @@ class Site:
         block = "" if layer is None else f"blocks.{layer}."
         short = (self.name, f"hook_{self.name}")
         found = [self.name] if self.name in points else []
-        found = found or [n for n in points if n.startswith(block) and n.rpartition(".")[2] in short]
+        found = found or [n for s in short for n in model.hooks_by_part.get(s, []) if n.startswith(block)]
         if len(found) != 1:
             likely = self.name if "." in self.name else f"{block}hook_{self.name.removeprefix('hook_')}"
             near = found or get_close_matches(likely, points, n=4, cutoff=0.5)
@@ -327,6 +327,19 @@ class Acts:
 def hooks_of(edits: Iterable[Edit], model: HookedModule) -> Hooks:
     """The edits as hooks, in their order."""
     return [(edit.site.point(model).name, Acts(edit)) for edit in edits]
+
+
+def edits_in_force(model: HookedModule) -> list[tuple[HookPoint, Edit]] | None:
+    """The edits that act on every call in this context, in their order at each point; None: others listen, too."""
+    found: list[tuple[HookPoint, Edit]] = []
+    for point in model.hook_dict.values():
+        listeners = listeners_at(point)
+        found += [(point, fn.edit) for fn in listeners.edits if isinstance(fn, Acts)]
+        if len(listeners.edits) + len(listeners.backward) + len(listeners.recorders) > sum(
+            isinstance(fn, Acts) for fn in listeners.edits
+        ):
+            return None
+    return found
 
 
 def last_real(

@@ -60,15 +60,21 @@ class Runs(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """A named metric; `between` makes it 0 on one run and 1 on another."""
+    """A named metric; `between` makes it 0 on one run and 1 on another.
+
+    Where it has `answers`, it reads the logits of these tokens alone, and `read` gets `[row pos answer]`.
+    """
 
     name: str
     read: Callable[[Logits, Rows], Values]
     positions: tuple[int, ...] | None
     zero: float = 0.0
     unit: float = 1.0
+    answers: Int[Tensor, "prompt answer"] | None = None
 
     def __call__(self, logits: Logits, rows: Rows) -> Values:
+        if self.answers is not None:
+            logits = _at(logits, self.answers, rows)
         return (self.read(logits, rows) - self.zero) / self.unit
 
     def between(self, model: Runs, zero: Any, one: Any, **kwargs: Any) -> "Metric":
@@ -114,6 +120,15 @@ def values_of(metric: AnyMetric, logits: Logits, rows: Rows) -> Values:
     return values
 
 
+def narrowed(metric: AnyMetric, d_vocab_out: int) -> tuple[Int[Tensor, " token"] | None, AnyMetric]:
+    """The only tokens whose logits a metric reads (None: all), and the metric of the logits of these."""
+    if not isinstance(metric, Metric) or metric.answers is None:
+        return None, metric
+    _check_known(metric.answers, d_vocab_out)
+    tokens, answers = metric.answers.unique(return_inverse=True)
+    return tokens, replace(metric, answers=answers)
+
+
 def name_of(metric: AnyMetric) -> str:
     """What a metric is called."""
     return metric.name if isinstance(metric, Metric) else f"metric {getattr(metric, '__name__', repr(metric))}"
@@ -128,24 +143,28 @@ def logit_diff(
     and 0 on `corrupted`.
     """
     of, minus = _answers(model, correct), _answers(model, wrong)
+    n_prompts, n_correct = max(len(of), len(minus)), of.shape[1]
+    if {len(of), len(minus)} - {1, n_prompts}:
+        raise ValueError(f"correct is for {len(of)} prompts and wrong for {len(minus)}; give one, or as many")
+    answers = torch.cat([each.expand(n_prompts, -1) if len(each) == 1 else each for each in (of, minus)], 1)
 
-    def read(logits: Logits, rows: Rows) -> Values:
-        return _at(logits[:, 0], of, rows).mean(1) - _at(logits[:, 0], minus, rows).mean(1)
+    def read(logits: Logits, rows: Rows) -> Values:  # noqa: ARG001
+        return logits[:, 0, :n_correct].mean(1) - logits[:, 0, n_correct:].mean(1)
 
-    return _scaled(Metric("logit difference", read, (pos,)), model, clean, corrupted)
+    return _scaled(Metric("logit difference", read, (pos,), answers=answers), model, clean, corrupted)
 
 
 def logit(model: Runs, answer: Answers, *, pos: int = -1, clean: Any = None, corrupted: Any = None) -> Metric:
     """The logit of the answer; of several, their mean."""
     of = _answers(model, answer)
-    metric = Metric("logit", lambda logits, rows: _at(logits[:, 0], of, rows).mean(1), (pos,))
+    metric = Metric("logit", lambda logits, rows: logits[:, 0].mean(1), (pos,), answers=of)  # noqa: ARG005
     return _scaled(metric, model, clean, corrupted)
 
 
 def prob(model: Runs, answer: Answers, *, pos: int = -1, clean: Any = None, corrupted: Any = None) -> Metric:
     """The probability of the answer; of several, their sum."""
     of = _answers(model, answer)
-    metric = Metric("probability", lambda logits, rows: _at(logits[:, 0].softmax(-1), of, rows).sum(1), (pos,))
+    metric = Metric("probability", lambda logits, rows: _at(logits.softmax(-1), of, rows)[:, 0].sum(1), (pos,))
     return _scaled(metric, model, clean, corrupted)
 
 
@@ -154,7 +173,7 @@ def log_prob(model: Runs, answer: Answers, *, pos: int = -1, clean: Any = None, 
     of = _answers(model, answer)
 
     def read(logits: Logits, rows: Rows) -> Values:
-        return _at(logits[:, 0].log_softmax(-1), of, rows).logsumexp(1)
+        return _at(logits.log_softmax(-1), of, rows)[:, 0].logsumexp(1)
 
     return _scaled(Metric("log-probability", read, (pos,)), model, clean, corrupted)
 
@@ -164,7 +183,7 @@ def rank(model: Runs, answer: Answers, *, pos: int = -1) -> Metric:
     of = _answers(model, answer)
 
     def read(logits: Logits, rows: Rows) -> Values:
-        best = _at(logits[:, 0], of, rows).amax(1, keepdim=True)
+        best = _at(logits, of, rows)[:, 0].amax(1, keepdim=True)
         return (logits[:, 0] > best).sum(1).to(logits.dtype)
 
     return Metric("rank", read, (pos,))
@@ -275,16 +294,22 @@ def _kl(there: Tensor, here: Tensor) -> Tensor:
     return F.kl_div(here, there, reduction="none", log_target=True).sum(-1)
 
 
-def _at(values: Float[Tensor, "row d_vocab_out"], answers: Int[Tensor, "prompt answer"], rows: Rows) -> Tensor:
-    return values.gather(1, _known(answers, values, rows))
+def _at(
+    values: Float[Tensor, "row pos d_vocab_out"], answers: Int[Tensor, "prompt answer"], rows: Rows
+) -> Float[Tensor, "row pos answer"]:
+    return values.gather(2, _known(answers, values, rows)[:, None].expand(-1, values.shape[1], -1))
 
 
 def _known(answers: Int[Tensor, "prompt answer"], logits: Tensor, rows: Rows) -> Int[Tensor, "row answer"]:
     """Each row's answers; raise if one is no token."""
-    low, high = int(answers.min()), int(answers.max())
-    if low < 0 or high >= logits.shape[-1]:
-        raise ValueError(f"answers are tokens {low} to {high}; the model knows 0 to {logits.shape[-1] - 1}")
+    _check_known(answers, logits.shape[-1])
     return rows.each(answers, "answers")
+
+
+def _check_known(answers: Int[Tensor, "prompt answer"], d_vocab_out: int) -> None:
+    low, high = int(answers.min()), int(answers.max())
+    if low < 0 or high >= d_vocab_out:
+        raise ValueError(f"answers are tokens {low} to {high}; the model knows 0 to {d_vocab_out - 1}")
 
 
 def _answers(model: Runs, answers: Answers) -> Int[Tensor, "prompt answer"]:

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp.config import GPTConfig
-from interp.hooks import HookPoint
+from interp.hooks import HookPoint, is_heard
 from interp.model.linear import product
 
 Stream = Float[Tensor, "batch pos d_model"]
@@ -63,8 +63,14 @@ class Unembed(nn.Module):
         self.hook_in = HookPoint("batch pos d_model", "the stream after the final norm")
         self.hook_out = HookPoint("batch pos d_vocab_out", "in W_U + b_U, the logits")
 
-    def forward(self, x: Stream) -> Float[Tensor, "batch pos d_vocab_out"]:
-        return self.hook_out(product(self.hook_in(x), self._rows(), self.bias))
+    def forward(self, x: Stream, tokens: Int[Tensor, " token"] | None = None) -> Float[Tensor, "batch pos d_vocab_out"]:
+        """The logits of these tokens alone; None: of all."""
+        x, rows = self.hook_in(x), self._rows()
+        if tokens is None:
+            return self.hook_out(product(x, rows, self.bias))
+        if is_heard(self.hook_out):
+            return self.hook_out(product(x, rows, self.bias))[..., tokens]
+        return F.linear(x, rows[tokens], None if self.bias is None else self.bias[tokens])
 
     def _rows(self) -> Float[Tensor, "d_vocab_out d_model"]:
         return self._embed[0].W_E if self.weight is None else self.weight

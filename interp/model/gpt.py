@@ -298,9 +298,11 @@ class HookedGPT(Observed):
         loss = next_token_loss(logits, x, new_mask, loss_per_token)
         return loss if return_type == "loss" else (logits, loss)
 
-    def read_off(self, final: Stream) -> Float[Tensor, "batch pos d_vocab_out"]:
-        """The logits of the stream after the final norm, capped where the model caps them."""
-        logits, cap = self.unembed(final), self.cfg.output_logits_soft_cap
+    def read_off(
+        self, final: Stream, tokens: Int[Tensor, " token"] | None = None
+    ) -> Float[Tensor, "batch pos d_vocab_out"]:
+        """The logits, of these tokens or of all, of the stream after the final norm; capped where the model does so."""
+        logits, cap = self.unembed(final, tokens), self.cfg.output_logits_soft_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def into_stream(self, tokens: Int[Tensor, "batch pos"], where: Int[Tensor, "#batch pos"]) -> Stream:

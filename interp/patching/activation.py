@@ -45,15 +45,14 @@ def activation_patching(
     runs = pair_of_runs(model, clean, corrupted, direction, attention_mask)
     axes, groups = sites_of(model, site, by, layers, runs.own)
     names = sorted({each.point(model).name for group in groups for each in group})
-    with torch.no_grad():
-        _, cache = model.run_with_cache(runs.other, None, attention_mask=runs.mask, names_filter=names)
+    base = Base(model, runs.own, runs.mask, other=runs.other, names=names)
     starts = first_difference(runs.own, runs.other)
     rows = [
-        Row(prompt, tuple(Patch(each, cache[each.point(model).name]) for each in group), start)
+        Row(prompt, tuple(Patch(each, base.cache[each.point(model).name]) for each in group), start)
         for group in groups
         for prompt, start in enumerate(starts)
     ]
-    sweep = Sweep(Base(model, runs.own, runs.mask), metric, memory, progress, file)
+    sweep = Sweep(base, metric, memory, progress, file)
     values = sweep.values(rows).view(*map(len, axes.values()), len(runs.own))
     about = provenance(model, metric, runs.own, "activation patching")
     about |= {"site": site if isinstance(site, str) else "given", "direction": direction, **sweep.work}

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from interp.hooks import HookPoint, Span, spanning
 from interp.interventions import Acts, Patch, Site
-from interp.metrics import AnyMetric, Rows, at_positions, name_of, values_of
+from interp.metrics import AnyMetric, Rows, at_positions, name_of, narrowed, values_of
 from interp.model import HookedGPT
 from interp.patching.activation import Direction, Pair, first_difference, pair_of_runs
 from interp.patching.engine import Base, Row
@@ -137,10 +137,11 @@ class _Passes:
         return {"names_filter": self.names, "attention_mask": self.rows.attention_mask, "stop_at_layer": stop}
 
     def _measured(self, out: Tensor) -> Float[Tensor, " prompt"]:
-        chosen = at_positions(out, self.metric, self.rows.attention_mask)
+        metric, chosen = self.metric, at_positions(out, self.metric, self.rows.attention_mask)
         if self._ends_with_the_blocks:  # then it is the stream: only the logits that are read are computed
-            chosen = self.model.read_off(self.model.ln_final(chosen))
-        values = values_of(self.metric, chosen, self.rows)
+            tokens, metric = narrowed(metric, self.model.cfg.d_vocab_out)
+            chosen = self.model.read_off(self.model.ln_final(chosen), tokens)
+        values = values_of(metric, chosen, self.rows)
         if bad := (~values.isfinite()).nonzero().flatten().tolist():
             raise ValueError(f"{name_of(self.metric)} is NaN or infinite for prompts {bad}: nothing to attribute")
         return values

@@ -6,6 +6,9 @@
 3. The tokens of all rows on board are packed side by side without padding. To the blocks they are one long sequence;
    attention alone knows rows, and looks at the base run's keys and values for what lies before a row's first token.
 4. In the last layer only the positions that the metric reads ask, and only their logits are computed.
+
+Edits that act on every call around a sweep act on its rows. Under other functions that are hooked in around it each
+pass is a full one of all prompts, as they expect; and where attention looks ahead, rows are full runs, too (`Whole`).
 """
 
 from collections import Counter, defaultdict
@@ -18,12 +21,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.hooks import HookPoint
-from interp.interventions import Edit, Places, last_real, tokens_first
+from interp.hooks import HookPoint, silence
+from interp.interventions import Edit, Patch, Places, edits_in_force, last_real, tokens_first
 from interp.model import HookedGPT, KVCache
 from interp.model.attention import Attention, Pass
 from interp.model.inputs import allowed_attention, positions
 from interp.model.rotary import rotation
+
+_TOGETHER = 2**9  # tokens of two runs; in so few, reading the weights takes most of the time
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,25 +51,60 @@ class Prepared:
 
 
 class Base:
-    """The run that rows depart from, and what they need of it."""
+    """The run that rows depart from, and what they need of it.
 
-    def __init__(self, model: HookedGPT, tokens: Int[Tensor, "prompt pos"], mask: Tensor | None = None) -> None:
+    `cache` has the values at `names`, of the run `other` if there is one, or else of this one.
+    """
+
+    def __init__(
+        self,
+        model: HookedGPT,
+        tokens: Int[Tensor, "prompt pos"],
+        mask: Tensor | None = None,
+        *,
+        other: Int[Tensor, "prompt pos"] | None = None,
+        names: Sequence[str] = (),
+    ) -> None:
         self.model, self.tokens = model, tokens.to(model.device)
         self.mask = None if mask is None or bool(mask.all()) else mask.bool().to(model.device)
         n_rows, self.n_pos = tokens.shape
         self.where = positions(self.mask, 0, self.n_pos, model.device)
         self.last = last_real(self.mask, n_rows, self.n_pos, torch.device("cpu"))
-        self.kept = KVCache(room=self.n_pos)
+        looks_ahead = model.cfg.attention_dir == "bidirectional"
+        outer = edits_in_force(model)
+        self.is_packed = outer is not None and not looks_ahead
+        self.is_lockstep = outer is None or (looks_ahead and bool(outer))  # each pass is of all prompts, in order
+        self.outer = outer if outer is not None and self.is_packed else []
+        self.kept = None if looks_ahead else KVCache(room=self.n_pos)
         self.resid: list[Float[Tensor, "prompt pos d_model"]] = []  # before each layer, and after the last
-        names = ["blocks.*.hook_resid_pre", f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"]
-        with torch.no_grad(), model.recording(names, lambda x, point: self.resid.append(x)):  # noqa: ARG005
-            model(self.tokens, None, attention_mask=self.mask, past_kv_cache=self.kept)
+        self.cache: dict[str, Tensor] = {}
+        self._new: dict[int, tuple[Tensor, Tensor]] = {}  # a source of patches, by its id -> itself, where it is new
+        stream = ["blocks.*.hook_resid_pre", f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"]
+        runs, padding, n_before = self.tokens, self.mask, 0
+        is_alone = outer is None or bool(outer) or 2 * tokens.numel() > _TOGETHER
+        apart = other if is_alone else None
+        if other is not None and apart is None:
+            runs, n_before = torch.cat((runs, other.to(model.device))), n_rows
+            padding = None if padding is None else padding.repeat(2, 1)
+
+        def keep(x: Tensor, point: HookPoint) -> None:
+            self.cache[point.name] = x[n_before:]
+
+        with (
+            torch.no_grad(),
+            model.recording(stream, lambda x, point: self.resid.append(x)),  # noqa: ARG005
+            model.recording(names if apart is None else [], keep),
+        ):
+            model(runs, None, attention_mask=padding, past_kv_cache=self.kept)
+        if apart is not None:
+            with torch.no_grad(), model.recording(names, keep):
+                model(apart.to(model.device), None, attention_mask=padding)
 
     def prepared(self, row: Row) -> "Prepared":
         """A row, and where in the pass each of its edits acts."""
         if not 0 <= row.prompt < len(self.tokens):
             raise IndexError(f"prompt {row.prompt} is out of range: there are {len(self.tokens)}")
-        columns = torch.arange(row.start, self.n_pos)
+        columns = torch.arange(row.start if self.is_packed else 0, self.n_pos)
         places = Places(torch.full_like(columns, row.prompt), columns)
         acts = []
         for edit in row.edits:
@@ -72,12 +112,46 @@ class Base:
             point, meant = edit.site.point(self.model), edit.site.includes(places, self.last, self.n_pos)
             if point.name in ("hook_embed", "hook_pos_embed"):
                 raise ValueError(f"a sweep changes the stream from its first block on: not {point.name}, but resid_pre")
-            acts.append((point, edit, columns if meant is None else columns[meant]))
+            where = columns if meant is None else columns[meant]
+            if len(row.edits) == 1 and (differs := self._differs(point, edit)) is not None:
+                where = where[differs[row.prompt, where]]
+            acts.append((point, edit, where))
         acts = [(point, edit, where) for point, edit, where in acts if len(where)]
         start = min((int(where[0]) for _, _, where in acts), default=self.n_pos)
         n_layers = self.model.cfg.n_layers
         board = min((_layer(point, n_layers) for point, _, _ in acts), default=n_layers)
-        return Prepared(row.prompt, start, board, acts)
+        if not self.is_packed and acts:
+            start = board = 0
+        return Prepared(row.prompt, start, board, [*self._outer_acts(row.prompt, start, board), *acts])
+
+    def unchanged(self, prompt: int) -> "Prepared":
+        """The base run as a row."""
+        n_layers = self.model.cfg.n_layers
+        return Prepared(prompt, self.n_pos, n_layers, self._outer_acts(prompt, self.n_pos, n_layers))
+
+    def _outer_acts(self, prompt: int, start: int, board: int) -> list[tuple[HookPoint, Edit, Int[Tensor, " _"]]]:
+        """What the edits around a sweep do to a row that boards there: the stream that it comes with has seen them."""
+        n_layers, acts = self.model.cfg.n_layers, []
+        for point, edit in self.outer:
+            layer = _layer(point, n_layers)
+            columns = torch.arange(start if layer < n_layers else 0, self.n_pos)
+            if layer > board or (layer == board and not point.name.endswith(".hook_resid_pre")):
+                meant = edit.site.includes(Places(torch.full_like(columns, prompt), columns), self.last, self.n_pos)
+                acts.append((point, edit, columns if meant is None else columns[meant]))
+        return [act for act in acts if len(act[2])]
+
+    def _differs(self, point: HookPoint, edit: Edit) -> Bool[Tensor, "prompt pos"] | None:
+        """Where a patch of the first stream puts something new: prompts that differ in a token are alike at all others.
+
+        None: not known.
+        """
+        here = self.resid[0][: len(self.tokens)]
+        if not isinstance(edit, Patch) or point.name != "blocks.0.hook_resid_pre" or edit.source.shape != here.shape:
+            return None
+        key = id(edit.source)
+        if key not in self._new:
+            self._new[key] = edit.source, (edit.source.to(here.device) != here).any(-1).cpu()
+        return self._new[key][1]
 
     @cached_property
     def allowed(self) -> dict[bool, Bool[Tensor, "#prompt 1 query_pos key_pos"]]:
@@ -164,13 +238,15 @@ class Packed:
         self.looking: Group | None = None  # whose pattern is being made
         self.is_asking = False  # in the last layer, where only what is wanted goes on
         self.n_tokens = 0  # that went through a layer, in all
+        self.recorded: list[str] = []  # hook points whose packed values `_take` sees
 
     @torch.no_grad()
-    def logits(self) -> Float[Tensor, "row wanted d_vocab_out"]:
-        """The logits of each row at its wanted positions."""
+    def logits(self, tokens: Int[Tensor, " token"] | None = None) -> Float[Tensor, "row wanted d_vocab_out"]:
+        """The logits of each row at its wanted positions, of these tokens or of all."""
         model, n_layers = self.model, self.model.cfg.n_layers
         x = torch.empty(0, model.cfg.d_model, dtype=model.dtype, device=self.device)
-        with model.hooks([(point.name, self._act) for point in self.acts]):
+        edits = [(point.name, self._act) for point in self.acts]
+        with silence(), model.hooks(edits), model.recording(self.recorded, self._take):
             for layer, block in enumerate(model.blocks):
                 x = self._boarded(x, layer)
                 if len(x):
@@ -178,7 +254,11 @@ class Packed:
                     self.n_tokens += len(self.columns)
             final = self._final(x)
             self.groups = []
-            return model.read_off(model.ln_final(final))
+            return model.read_off(model.ln_final(final), tokens)
+
+    def _take(self, x: Tensor, point: HookPoint) -> None:
+        """See a value that was asked for."""
+        raise NotImplementedError
 
     # The packed stream: groups in order of their start, their rows in order, the tokens of a row in order.
 
@@ -242,6 +322,7 @@ class Packed:
     # Attention, which alone knows rows.
 
     def _look(self, attn: Attention, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "1 query_pos head d_head"]:
+        assert self.base.kept is not None
         keys, values = self.base.kept.of(attn.layer)
         allowed, mixed, asked = self.base.allowed[attn.is_local], [], 0
         n_wanted = self.wanted.shape[1]
@@ -297,6 +378,24 @@ class Packed:
             row -= self.nth[group.rows[0]]
         at, which = (self.wanted[act.row][:, None] == act.columns).nonzero().T
         return row * self.wanted.shape[1] + at, act.columns[which]
+
+
+class Whole(Packed):
+    """Rows as full runs, side by side, heard by whoever listens."""
+
+    @torch.no_grad()
+    def logits(self, tokens: Int[Tensor, " token"] | None = None) -> Float[Tensor, "row wanted d_vocab_out"]:
+        """The logits of each row at its wanted positions, of these tokens or of all."""
+        base, rows = self.base, torch.arange(len(self.prompts), device=self.device)
+        mask = None if base.mask is None else base.mask[self.prompt]
+        with self.model.hooks([(point.name, self._act) for point in self.acts]):
+            logits = self.model(base.tokens[self.prompt], attention_mask=mask)
+        self.n_tokens = self.model.cfg.n_layers * base.n_pos * len(rows)
+        chosen = logits[rows[:, None], self.wanted.to(self.device)]
+        return chosen if tokens is None else chosen[..., tokens]
+
+    def _find(self, act: Act, hook: HookPoint) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
+        return act.row * self.base.n_pos + act.columns, act.columns
 
 
 # In the last block these are computed at every position, also where nothing is wanted.

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_LARGEST = 2**14  # tokens of a chunk: more make no product faster, and leave the cache
+_LARGEST = {"cpu": 2**11, "cuda": 2**14}  # tokens of a chunk: more make no product faster, and leave a CPU's cache
 _SMALL = 2**8  # tokens of a chunk by which need is measured
 _PLANNED = 7 / 8  # of the budget: jobs of a kind are not quite alike
 
@@ -80,11 +80,14 @@ class Need:
         return self.each * max(1.0, job.n_tokens / self.tokens)
 
 
+_UNKNOWN = Need(0.0, 0.0, 1.0)
+
+
 class Chunks:
     """Runs jobs in chunks that need no more memory than `given` (bytes); without it, half of what is free."""
 
     def __init__(self, device: torch.device, given: int | None = None) -> None:
-        self.device, self.given, self.largest = device, given, _LARGEST
+        self.device, self.given, self.largest = device, given, _LARGEST.get(device.type, 2**12)
         self.needs: dict[str, Need] = {}
 
     def run(
@@ -95,12 +98,9 @@ class Chunks:
         If no budget was given and all together `are_small`, nothing is measured: that would take a tenth of the time.
         """
         kinds = {kind: list(some) for kind, some in groupby(sorted(jobs, key=_kind), _kind)}  # sorting is stable
-        if are_small and self.given is None:
-            for some in kinds.values():
-                yield [job.index for job in some], self._run(some, once, is_measured=False)
-            return
+        is_unmeasured = are_small and self.given is None
         for kind, left in kinds.items():
-            if kind not in self.needs:
+            if kind not in self.needs and not is_unmeasured:
                 first = self._first(left)
                 yield [job.index for job in first], self._run(first, once, is_measured=True)
         for left in kinds.values():
@@ -121,7 +121,7 @@ class Chunks:
     def _planned(self, left: list[Job]) -> tuple[list[Job], bool]:
         """As many of the jobs left as go together, and whether it was memory that allowed no more."""
         budget = _PLANNED * (_budget_of(self.device) if self.given is None else self.given)
-        need, n_tokens = self.needs[left[0].kind], left[0].n_tokens
+        need, n_tokens = self.needs.get(left[0].kind, _UNKNOWN), left[0].n_tokens
         total = need.first
         for n, job in enumerate(left[1:], start=1):
             total, n_tokens = total + need.more(job), n_tokens + job.n_tokens

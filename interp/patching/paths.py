@@ -36,8 +36,8 @@ class Frozen(Packed):
 
     def run(self) -> dict[str, Float[Tensor, "row pos ..."]]:
         """What each row's receivers read."""
-        with self.model.recording(list(self.read), self._take):
-            self.logits()
+        self.recorded = list(self.read)
+        self.logits()
         return self.read
 
     def _pass(self, is_last: bool) -> Pass:
@@ -87,6 +87,9 @@ def path_patching(
         sent = [each.point(model).name for each in sending]
         _, other = model.run_with_cache(runs.other, None, attention_mask=mask, names_filter=sent)
     base = Base(model, tokens, mask)
+    if not base.is_packed or base.outer:
+        why = "its attention looks ahead" if model.cfg.attention_dir == "bidirectional" else "others listen to it"
+        raise ValueError(f"path patching holds attention of a causal model as it was, and hears nobody else: {why}")
     starts = first_difference(tokens, runs.other)
     held = [Freeze(Site(name), own[name]) for name in mlp_names]
     rows = []

@@ -1,9 +1,11 @@
 """A sweep: many rows through the engine in chunks that fit into memory, and their metric."""
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 import torch.distributed as dist
@@ -12,8 +14,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.interventions import Edit, Index
-from interp.metrics import AnyMetric, Metric, Rows, name_of, values_of
-from interp.patching.engine import Base, Packed, Prepared, Row
+from interp.metrics import AnyMetric, Metric, Rows, name_of, narrowed, values_of
+from interp.patching.engine import Base, Packed, Prepared, Row, Whole
 from interp.patching.memory import Chunks, Job
 from interp.patching.sites import label as label_of
 from interp.patching.sweep_file import SweepFile
@@ -35,10 +37,19 @@ class Sweep:
     memory: int | None = None
     progress: bool = True
     file: str | os.PathLike[str] | None = None
-    work: dict[str, int] = field(default_factory=lambda: {"rows": 0, "chunks": 0, "tokens through a layer": 0})
+    work: dict[str, int] = field(
+        default_factory=lambda: {"rows": 0, "chunks": 0, "tokens through a layer": 0, "full runs": 0}
+    )
 
     def __post_init__(self) -> None:
+        if self.base.is_lockstep and (self.memory is not None or self.file is not None):
+            raise ValueError(
+                "functions are hooked in around this sweep: its passes are of all prompts at once, and what they do is "
+                "not known; leave out memory= and file=, or the hooks (edits may stay)"
+            )
         self.wanted = _wanted(self.metric, self.base)
+        tokens, self.narrow = narrowed(self.metric, self.base.model.cfg.d_vocab_out)
+        self.tokens = None if tokens is None else tokens.to(self.base.model.device)
         self.chunks = Chunks(self.base.model.device, self.memory)
         self.unchanged: Tensor | None = None
 
@@ -50,16 +61,16 @@ class Sweep:
 
     @torch.no_grad()
     def _base_values(self) -> Float[Tensor, " prompt"]:
-        model, n_wanted = self.base.model, self.wanted.shape[1]
-
         def once(some: list[int]) -> Tensor:
-            prompts = torch.tensor(some, device=model.device)
-            final = self.base.resid[-1][prompts[:, None], self.wanted[some].to(model.device)]
+            logits, _ = self._pass([self.base.unchanged(prompt) for prompt in some])
             with _noted("in the base run, where nothing is changed"):
-                return self._measured(model.read_off(model.ln_final(final)), prompts)
+                return self._measured(logits, some)
 
-        jobs = [Job(prompt, "base run", n_wanted) for prompt in range(len(self.base.tokens))]
-        found = list(self.chunks.run(jobs, once))
+        if self.base.is_lockstep:
+            return once(list(range(len(self.base.tokens))))
+        n_tokens = self.wanted.shape[1] if self.base.is_packed else self.base.n_pos
+        jobs = [Job(prompt, "base run", n_tokens) for prompt in range(len(self.base.tokens))]
+        found = list(self.chunks.run(jobs, once, self._are_small(jobs)))
         order = torch.tensor([i for chunk, _ in found for i in chunk]).argsort()
         values = torch.cat([values for _, values in found])
         return values[order.to(values.device)]
@@ -112,21 +123,23 @@ class Sweep:
         """The values of those rows that are wanted, chunk by chunk."""
 
         def once(chunk: list[int]) -> Tensor:
-            packed = Packed(self.base, [prepared[i] for i in chunk], self.wanted)
-            logits = packed.logits()
+            logits, n_tokens = self._pass([prepared[i] for i in chunk])
             with _noted(f"in a chunk of {len(chunk)} rows that begins with {label(rows[chunk[0]])}"):
-                values = self._measured(logits, packed.prompt)
+                values = self._measured(logits, [prepared[i].prompt for i in chunk])
             self.work["rows"] += len(chunk)
             self.work["chunks"] += 1
-            self.work["tokens through a layer"] += packed.n_tokens
+            self.work["tokens through a layer"] += n_tokens
+            self.work["full runs"] += 0 if self.base.is_packed else len(chunk)
             return values
 
-        jobs = [self._job(i, prepared[i]) for i in wanted]
+        if self.base.is_lockstep:
+            chunks = ((chunk, once(chunk)) for chunk in _rounds(prepared, wanted))
+        else:
+            jobs = [self._job(i, prepared[i]) for i in wanted]
+            chunks = self.chunks.run(jobs, once, self._are_small(jobs))
         is_shown = self.progress and (_n_processes() == 1 or dist.get_rank() == 0)
-        with tqdm(total=len(jobs), desc="sweep", unit=" rows", disable=not is_shown) as bar:
-            most = min(_SMALL, self.chunks.largest)
-            are_small = sum(job.n_tokens for job in jobs) <= most and len(jobs) * self.wanted.shape[1] <= most
-            for chunk, values in self.chunks.run(jobs, once, are_small):
+        with tqdm(total=len(wanted), desc="sweep", unit=" rows", disable=not is_shown) as bar:
+            for chunk, values in chunks:
                 values = values.double().cpu()
                 if bad := [n for n, is_finite in enumerate(values.isfinite().tolist()) if not is_finite]:
                     some = "; ".join(f"{values[n]} for {label(rows[chunk[n]])}" for n in bad[:4])
@@ -134,6 +147,9 @@ class Sweep:
                     raise ValueError(f"{name_of(self.metric)} is {some}{more}; in the base run it is finite")
                 yield chunk, values
                 bar.update(len(chunk))
+
+    def _are_small(self, jobs: Sequence[Job]) -> bool:
+        return sum(job.n_tokens for job in jobs) <= _SMALL and len(jobs) * self.wanted.shape[1] <= _SMALL
 
     def _job(self, index: int, row: Prepared) -> Job:
         """A row for its chunk; of one kind are rows with like edits: what one of them listens to, all must keep.
@@ -147,10 +163,30 @@ class Sweep:
         copies = self.memory is not None and row.start > 0
         return Job(index, f"{sorted(map(str, kinds))} {copies}", n_tokens, (is_whole, n_tokens))
 
-    def _measured(self, logits: Tensor, prompts: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+    def _pass(self, rows: list[Prepared]) -> tuple[Float[Tensor, "row wanted token"], int]:
+        """What is read of the logits of some rows, and how many tokens went through a layer for that."""
         base = self.base
+        if base.is_lockstep:
+            of_prompt = {row.prompt: row for row in rows}
+            every = [of_prompt.get(prompt) or base.unchanged(prompt) for prompt in range(len(base.tokens))]
+            whole = Whole(base, every, self.wanted)
+            return whole.logits(self.tokens)[[row.prompt for row in rows]], whole.n_tokens
+        packed = (Packed if base.is_packed else Whole)(base, rows, self.wanted)
+        return packed.logits(self.tokens), packed.n_tokens
+
+    def _measured(self, logits: Tensor, of_prompts: list[int]) -> Float[Tensor, " row"]:
+        base, prompts = self.base, torch.tensor(of_prompts, device=self.base.model.device)
         mask = None if base.mask is None else base.mask[prompts]
-        return values_of(self.metric, logits, Rows(base.tokens[prompts], prompts, len(base.tokens), mask))
+        return values_of(self.narrow, logits, Rows(base.tokens[prompts], prompts, len(base.tokens), mask))
+
+
+def _rounds(rows: list[Prepared], wanted: list[int]) -> Iterator[list[int]]:
+    """Those rows that are wanted, in turns of one row of each prompt."""
+    of_prompt: dict[int, list[int]] = defaultdict(list)
+    for i in wanted:
+        of_prompt[rows[i].prompt].append(i)
+    for turn in zip_longest(*of_prompt.values()):
+        yield [i for i in turn if i is not None]
 
 
 def label(row: Row) -> str:

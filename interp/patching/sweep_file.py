@@ -131,7 +131,7 @@ def _about(base: Base, metric: AnyMetric, rows: Sequence[Row], unchanged: Tensor
     return _FORMAT | {
         "model": base.model.fingerprint(),
         "prompts": _digest([base.tokens, base.mask]),
-        "sites": _digest(rows),
+        "sites": _digest([*rows, *(edit for _, edit in base.outer)]),
         "metric": f"{name} {_digest([columns, *answers])}",
         "unchanged": unchanged.double().tolist(),
     }

@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from interp import HookedGPT, metrics
 from interp.interventions import Ablate, Patch, Site, Steer
-from interp.patching import activation_patching
+from interp.patching import activation_patching, engine
 from interp.patching.engine import Base, Packed, Row
+from interp.patching.sweep import Sweep
 from tests.patching.oracle import one_by_one, put
 from tests.variants import VARIANTS, some_tokens, variant
 
@@ -56,7 +57,11 @@ def test_packed_rows_are_the_runs_made_alone(name: str, side: str | None) -> Non
         for shift in range(2)
         for i, ((point, layer), full) in enumerate(zip(points, names, strict=True))
     ]
-    end = [Ablate(Site(full, pos=3)) for full in ("ln_final.hook_normalized",) if full in model.hook_dict]
+    end = [
+        Ablate(Site(full, pos=pos))
+        for full, pos in (("ln_final.hook_normalized", 3), ("unembed.hook_out", -3))
+        if full in model.hook_dict
+    ]
     rows += [Row(2, (Steer(Site("resid_post", 0, pos=-2), torch.ones(14, dtype=torch.float64)), *end))]
     wanted = torch.tensor([[0, 4, 6], [5, 3, 3], [6, 6, 2]])
     assert_as_alone(model, tokens, mask, rows, wanted)
@@ -113,6 +118,58 @@ def test_patching_by_layer_and_position_or_head_is_a_loop_of_runs(name: str, sid
     alone = one_by_one(model, clean, metric, sites, mask).view(heads.shape)
     assert heads.dims == ("layer", "head", "prompt")
     torch.testing.assert_close(torch.from_numpy(heads.values).float(), alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sinusoidal", "gemma2"])  # with a bias of the logits, and with a cap
+def test_the_logits_of_answers_alone_give_the_metric(name: str) -> None:
+    model, tokens = variant(name, torch.float64), some_tokens()
+    few = metrics.logit_diff(model, [[1, 2], [3, 2], [2, 12]], [5, 1, 2], pos=-2)
+    full = metrics.Metric("of all logits", few, (-2,))
+    edits = [
+        Ablate(Site("unembed.hook_out", neuron=[2, 5])),
+        Steer(Site("unembed.hook_in"), torch.arange(14.0)),
+        Steer(Site("resid_post", 0), torch.arange(14.0).sin()),
+    ]
+    rows = [Row(prompt, tuple(edits[:n])) for n in range(4) for prompt in range(3)]
+    found, expected = (Sweep(Base(model, tokens), metric, progress=False).values(rows) for metric in (few, full))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    assert len(set(found.tolist())) == 12
+    chosen, narrow = metrics.narrowed(few, model.cfg.d_vocab_out)
+    assert chosen.tolist() == [1, 2, 3, 5, 12]
+    logits = model(tokens)[:, -2:-1]
+    assert torch.equal(narrow(logits[..., chosen], metrics.Rows.of(tokens)), few(logits, metrics.Rows.of(tokens)))
+    assert metrics.narrowed(full, 13) == (None, full)
+    with pytest.raises(ValueError, match="answers are tokens 1 to 12; the model knows 0 to 9"):
+        metrics.narrowed(few, 10)
+
+
+def test_two_runs_made_together_are_the_runs_made_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, clean, mask = variant("llama", torch.float64), some_tokens(), padded("left")
+    names = ["blocks.1.hook_resid_pre", "blocks.0.attn.hook_pattern"]
+    together = Base(model, clean, mask, other=clean.roll(1, 0), names=names)
+    assert len(together.resid[0]) == 6
+    monkeypatch.setattr(engine, "_TOGETHER", 0)
+    apart = Base(model, clean, mask, other=clean.roll(1, 0), names=names)
+    assert len(apart.resid[0]) == 3
+    assert len(apart.resid) == len(together.resid) == 3
+    _, cache = model.run_with_cache(clean.roll(1, 0), attention_mask=mask, names_filter=names)
+    for base in (together, apart):
+        for name in names:
+            torch.testing.assert_close(base.cache[name], cache[name], rtol=0, atol=1e-12)
+    for one, other in zip(together.resid, apart.resid, strict=True):
+        torch.testing.assert_close(one[:3], other, rtol=0, atol=1e-12)
+
+
+def test_a_token_that_is_the_same_in_both_runs_takes_no_work() -> None:
+    model, clean = variant("gpt2"), some_tokens()
+    corrupted = clean.clone()
+    corrupted[:, 2] = (clean[:, 2] + 1) % 13
+    found = activation_patching(
+        model, clean, corrupted, "resid_pre", metrics.logit(model, 3), layers=[0, 1], progress=False
+    )
+    assert found.attrs["rows"] == 3 * (1 + 5)
+    assert (found.values[0, [0, 1, 3, 4, 5, 6]] == found.base.values).all()
+    assert (abs(found.values[0, 2] - found.base.values) > 1e-6).all()
 
 
 def test_patching_a_run_into_itself_changes_nothing_and_the_whole_stream_changes_everything() -> None:

@@ -152,11 +152,11 @@ def test_a_chunk_that_runs_out_of_memory_is_halved(monkeypatch: pytest.MonkeyPat
     class Small(Packed):
         most = 5
 
-        def logits(self) -> torch.Tensor:
+        def logits(self, tokens: torch.Tensor | None = None) -> torch.Tensor:
             sizes.append(len(self.prompts))
             if len(self.prompts) > self.most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return super().logits()
+            return super().logits(tokens)
 
     monkeypatch.setattr(sweeps, "Packed", Small)
     found = Sweep(base, first_logit, 2**40, progress=False).values(rows)
@@ -325,4 +325,4 @@ def test_processes_divide_the_rows_and_all_get_all_values(tmp_path: Path, failin
     for values, n_rows, said, _ in found:
         assert not said
         torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
-        assert n_rows == plain.work["rows"] / 2
+        assert abs(n_rows - plain.work["rows"] / 2) < 1
