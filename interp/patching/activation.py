@@ -67,6 +67,10 @@ class Pair:
     other: Int[Tensor, "prompt pos"]
     mask: Bool[Tensor, "prompt pos"] | None
 
+    def of(self, prompts: list[int]) -> "Pair":
+        """The runs of some of the prompts."""
+        return Pair(self.own[prompts], self.other[prompts], None if self.mask is None else self.mask[prompts])
+
 
 def pair_of_runs(
     model: HookedGPT, clean: Any, corrupted: Any, direction: Direction, attention_mask: Tensor | None

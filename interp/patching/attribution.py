@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,11 +16,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.hooks import HookPoint, Span, spanning
-from interp.interventions import Acts, Patch, Site
+from interp.interventions import Acts, Patch, Site, edits_in_force
 from interp.metrics import AnyMetric, Rows, at_positions, name_of, narrowed, values_of
 from interp.model import HookedGPT
 from interp.patching.activation import Direction, Pair, first_difference, pair_of_runs
 from interp.patching.engine import Base, Row
+from interp.patching.memory import Chunks, Job
 from interp.patching.results import Result, labelled, provenance
 from interp.patching.sites import By, Sites, sites_of
 from interp.patching.sweep import Sweep
@@ -29,6 +30,7 @@ Method = Literal["gradient", "integrated"]
 Group = tuple[Site, ...]
 Effects = Float[Tensor, "cell prompt"]
 _STREAM = "blocks.0.hook_resid_pre"
+_AT_ONCE = 2**13  # tokens, where no budget is given
 
 
 def attribution_patching(
@@ -67,29 +69,47 @@ def attribution_patching(
         raise ValueError(f"steps={steps}, check={check}; steps must be at least 1, check at least 0")
     pair = pair_of_runs(model, clean, corrupted, direction, attention_mask)
     axes, groups = sites_of(model, site, by, layers, pair.own)
-    is_integrated = method == "integrated"
-    passes = _Passes(model, metric, Rows.of(pair.own, pair.mask), _names(model, groups))
-    reached, other = passes.plain(pair.other)
-    base, own, slope = (
-        _on_the_way(passes, pair.own, other, steps, progress) if is_integrated else passes.steep(pair.own)
-    )
-    if isinstance(site, str):
-        points = [Site(site, layer).point(model) for layer in axes["layer"]]
-        found = torch.cat([_of_each(point, list(axes)[1:], own, other, slope) for point in points])
+    is_integrated, n_prompts = method == "integrated", len(pair.own)
+    names = _names(model, groups)
+
+    def once(some: list[int]) -> Float[Tensor, "prompt number"]:
+        """Of each prompt: the metric as is, that of the other run, the effect of the whole stream, and each cell's."""
+        part = pair.of(some)
+        rows = Rows(part.own, torch.tensor(some, device=model.device), n_prompts, part.mask)
+        passes = _Passes(model, metric, rows, names)
+        reached, other = passes.plain(part.other)
+        base, own, slope = (
+            _on_the_way(passes, part.own, other, steps, progress) if is_integrated else passes.steep(part.own)
+        )
+        whole = _of_each(model.hook_dict[_STREAM], [], own, other, slope)
+        if isinstance(site, str):
+            points = [Site(site, layer).point(model) for layer in axes["layer"]]
+            effects = [_of_each(point, list(axes)[1:], own, other, slope) for point in points]
+        else:
+            effects = [_of_group(model, group, own, other, slope, part.mask, some)[None] for group in groups]
+        return torch.cat([base[None], reached[None], whole, *effects]).T
+
+    chunks, everyone = Chunks(model.device, memory), list(range(n_prompts))
+    chunks.largest = max(chunks.largest, _AT_ONCE)
+    if edits_in_force(model) != []:  # who listens may expect all prompts
+        made = iter([(everyone, once(everyone))])
     else:
-        n = len(pair.own)
-        each = [_of_group(model, group, own, other, slope, pair.mask) for group in groups]
-        found = torch.stack(each) if each else torch.empty(0, n, dtype=torch.float64)
+        jobs = [Job(prompt, "prompt", pair.own.shape[1]) for prompt in everyone]
+        made = chunks.run(jobs, once, are_small=pair.own.numel() <= _AT_ONCE)
+    parts = list(tqdm(made, desc="attribution", unit=" chunks", disable=not progress or is_integrated))
+    order = torch.tensor([prompt for some, _ in parts for prompt in some]).argsort()
+    numbers = torch.cat([each for _, each in parts])[order]
+    base, reached, whole, *_ = numbers.T
+    found = numbers.T[3:]
     if found.isnan().any():
         raise ValueError(f"the gradient of {name_of(metric)} is NaN, where the metric itself is not")
-    whole = _of_each(model.hook_dict[_STREAM], [], own, other, slope)[0]
     about = provenance(model, metric, pair.own, f"attribution patching, {method}")
     about |= {"site": site if isinstance(site, str) else "given", "direction": direction}
     about |= {"base": base.mean().item(), "note": "base + effect estimates what activation_patching gives"}
     about |= {"steps": steps if is_integrated else None}
     about |= {"completeness_error": (whole - (reached - base)).mean().item()}
     if check:
-        about |= _compared(model, metric, pair, groups, other, found, check, seed, memory, progress)
+        about |= _compared(model, metric, pair, groups, found, check, seed, memory, progress)
     effects = found.view(*map(len, axes.values()), len(pair.own))
     return labelled(effects, {**axes, "prompt": range(len(pair.own))}, "effect", about)
 
@@ -193,11 +213,14 @@ def _of_group(
     other: Mapping[str, Tensor],
     slope: Mapping[str, Tensor],
     mask: Tensor | None,
+    prompts: list[int],
 ) -> Float[Tensor, " prompt"]:
     """The effect of some sites together. At one hook point the patches act in their order, so no part counts twice."""
     patched: dict[str, Tensor] = {}
     for site in group:
-        point = site.point(model)
+        point, pos = site.point(model), site.pos
+        if isinstance(pos, Tensor) and pos.ndim == 2 and len(pos) > 1:
+            site = replace(site, pos=pos[prompts])
         with torch.no_grad(), spanning(Span(mask=mask)):
             before = patched.get(point.name, own[point.name])
             patched[point.name] = Acts(Patch(site, other[point.name]))(before, point)
@@ -221,7 +244,6 @@ def _compared(
     metric: AnyMetric,
     pair: Pair,
     groups: Sequence[Group],
-    other: Mapping[str, Tensor],
     found: Effects,
     check: int,
     seed: int,
@@ -233,9 +255,11 @@ def _compared(
     if not cells:
         return {"checked": 0}
     starts = first_difference(pair.own, pair.other)
-    edits = [tuple(Patch(each, other[each.point(model).name]) for each in groups[cell]) for cell in cells]
+    names = sorted({each.point(model).name for cell in cells for each in groups[cell]})
+    base = Base(model, pair.own, pair.mask, other=pair.other, names=names)
+    edits = [tuple(Patch(each, base.cache[each.point(model).name]) for each in groups[cell]) for cell in cells]
     rows = [Row(prompt, some, start) for some in edits for prompt, start in enumerate(starts)]
-    sweep = Sweep(Base(model, pair.own, pair.mask), metric, memory, progress=progress)
+    sweep = Sweep(base, metric, memory, progress)
     exact = sweep.values(rows).view(len(cells), -1) - sweep.base_values().double().cpu()
     estimate = found[cells]
     both = torch.stack((exact.flatten(), estimate.flatten()))

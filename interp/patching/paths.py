@@ -1,6 +1,6 @@
 """Path patching: what one part says to another, with every other way between them held shut (Wang et al., 2022)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from interp.model import HookedGPT
 from interp.model.attention import Attention, Pass
 from interp.patching.activation import first_difference, pair_of_runs
 from interp.patching.engine import Base, Packed, Row
+from interp.patching.memory import Chunks, Job
 from interp.patching.results import Result, labelled, provenance
 from interp.patching.sites import label, sites_of
 from interp.patching.sweep import Sweep
@@ -98,16 +99,24 @@ def path_patching(
         behind = tuple(each for each in held if each.site.point(model).layer() >= layer)
         edits = (*behind, Patch(site, other[site.point(model).name]))
         rows += [Row(prompt, edits, start) for prompt, start in enumerate(starts)]
-    sweep = Sweep(base, metric, memory, progress=False)
-    values = torch.empty(len(hearing), len(rows), dtype=torch.float64)
+    sweep = Sweep(base, metric, progress=False)
     mixed, read = [own[name] for name in z_names], {name: own[name] for name in sorted(points)}
+
+    def once(chunk: list[int]) -> Float[Tensor, "row receiver"]:
+        heard, found = Frozen(base, [rows[i] for i in chunk], mixed, read).run(), []
+        for group in hearing:
+            told = [_told(model, rows[i], group, heard, read, at) for at, i in enumerate(chunk)]
+            found.append(sweep.values(told))
+        return torch.stack(found, 1)
+
+    chunks = Chunks(model.device, memory)
+    chunks.largest = max(chunks.largest, _AT_ONCE)
+    jobs = [Job(i, "path", base.n_pos) for i in range(len(rows))]
+    values = torch.empty(len(hearing), len(rows), dtype=torch.float64)
     with tqdm(total=values.numel(), desc="path patching", unit=" rows", disable=not progress) as bar:
-        for chunk in _chunks(rows, base.n_pos):
-            heard = Frozen(base, [rows[i] for i in chunk], mixed, read).run()
-            for nth, group in enumerate(hearing):
-                told = [_told(model, rows[i], group, heard, read, at) for at, i in enumerate(chunk)]
-                values[nth, chunk] = sweep.values(told)
-                bar.update(len(chunk))
+        for chunk, found in chunks.run(jobs, once, are_small=True):
+            values[:, chunk] = found.T
+            bar.update(found.numel())
     about = provenance(model, metric, tokens, "path patching") | {"direction": direction, "mlps": mlps, **sweep.work}
     labels = [" + ".join(map(label, group)) for group in hearing]
     shape = [len(hearing), *map(len, axes.values()), len(tokens)]
@@ -161,9 +170,3 @@ def _together(model: HookedGPT, receiver: Receiver | Sequence[Receiver]) -> tupl
         if not name.endswith(tuple("." + reader for reader in _READERS)):
             raise ValueError(f"{name} does not read the stream; receivers are sites at {list(_READERS)}, or 'logits'")
     return sites
-
-
-def _chunks(rows: list[Row], n_pos: int) -> Iterator[list[int]]:
-    size = max(1, _AT_ONCE // n_pos)
-    for first in range(0, len(rows), size):
-        yield list(range(first, min(first + size, len(rows))))

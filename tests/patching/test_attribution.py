@@ -13,6 +13,8 @@ from interp.interventions import Site
 from interp.metrics import AnyMetric, Metric, measured
 from interp.patching import activation_patching
 from interp.patching.attribution import attribution_patching
+from interp.patching.memory import Peak
+from interp.patching.results import Result
 from tests.patching.test_activation import padded
 from tests.variants import some_tokens, variant
 
@@ -368,3 +370,27 @@ def test_what_cannot_be_attributed_is_refused() -> None:
     unchecked: Any = unwrap(attribution_patching)  # without the type checks that are made of annotations in tests
     with pytest.raises(ValueError, match="method='gradients'; allowed: 'gradient', 'integrated'"):
         unchecked(model, clean, corrupted, "z", metric, method="gradients", progress=False)
+
+
+def test_prompts_go_in_parts_that_keep_within_a_budget() -> None:
+    model = variant("gpt2", n_ctx=40)
+    clean = some_tokens(9, 40)
+    corrupted, metric = clean.roll(1, 0), metrics.logit_diff(model, list(range(9)), 11)
+    mask = torch.rand(9, 40, generator=torch.Generator().manual_seed(0)) > 0.5
+    sites = [Site("z", 0, head=1, pos=mask), Site("pattern", 1), Site("resid_pre", 1, pos=-2)]
+
+    def found(memory: int | None = None) -> Result:
+        return attribution_patching(model, clean, corrupted, sites, metric, memory=memory, check=2, progress=False)
+
+    plenty = found()
+    with pytest.raises(ValueError, match=r"memory=1,000 bytes is too little: one row alone needs [\d,]+") as refused:
+        found(memory=1000)
+    one = int(str(refused.value).rpartition(" ")[2].replace(",", ""))
+    with Peak() as most:
+        found()
+    with Peak() as peak:
+        little = found(memory=3 * one)
+    assert peak.bytes < 3 * one + 16 * little.size + 4 * 9 * 40 * 14 * 12 < most.bytes
+    torch.testing.assert_close(torch.from_numpy(little.values), torch.from_numpy(plenty.values), rtol=1e-5, atol=1e-5)
+    assert little.attrs["completeness_error"] == pytest.approx(plenty.attrs["completeness_error"], abs=1e-5)
+    assert little.attrs["check_max_error"] == pytest.approx(plenty.attrs["check_max_error"], abs=1e-5)

@@ -64,6 +64,19 @@ def test_rows_are_edited_as_runs_made_alone_within_the_same_edits(data: st.DataO
         assert_as_alone(model, some_tokens(), mask, rows, wanted)
 
 
+@pytest.mark.parametrize("side", [None, "left"])
+def test_edits_around_act_before_those_of_rows_and_where_rows_have_not_begun(side: str | None) -> None:
+    model, mask = variant("gpt2", torch.float64), padded(side)
+    outer = outer_edits(model, mask)
+    _, cache = model.run_with_cache(some_tokens().roll(2, 0), attention_mask=mask)
+    steer = Steer(Site("resid_pre", 0, pos=5), torch.arange(14.0))
+    patch = Patch(Site("z", 0, head=1, pos=-1), cache["z", 0])
+    end = Steer(Site("ln_final.hook_normalized", pos=6), torch.arange(14.0).cos())
+    rows = [Row(i % 3, edits) for i, edits in enumerate([(steer, patch), (patch, steer), (end, steer), (steer, end)])]
+    with model.edit(outer):
+        assert_as_alone(model, some_tokens(), mask, rows, torch.tensor([[1, 5, 6]] * 3))
+
+
 def streams(model: HookedGPT, mask: Tensor | None, around: Around, **how: Any) -> tuple[Result, Tensor]:
     """Every position of every layer's stream patched, in one sweep and one by one, within what is around it."""
     clean, corrupted = some_tokens(), (some_tokens() + 4) % 13
@@ -128,6 +141,40 @@ def test_within_other_functions_each_pass_is_of_all_prompts(around: Around, side
     assert found.attrs["full runs"] == found.attrs["rows"] > 0
     assert found.attrs["chunks"] >= 14
     assert_real_ones_alike(found, alone, mask)
+
+
+def test_whole_passes_have_every_prompt_in_its_place_and_functions_may_mix_positions() -> None:
+    model, clean = variant("llama", seed=3), some_tokens()
+    corrupted = clean.clone()
+    corrupted[0, 5] = (clean[0, 5] + 1) % 13
+    corrupted[2, 1] = (clean[2, 1] + 1) % 13
+    metric = metrics.logit_diff(model, [1, 2, 3], 5)
+    with doubled(model):
+        sites = [Site("resid_pre", 1, pos=2), Site("mlp_out", 0)]
+        found = activation_patching(model, clean, corrupted, sites, metric, progress=False)
+        _, cache = model.run_with_cache(clean)
+        changes = [
+            [("blocks.1.hook_resid_pre", put(cache["resid_pre", 1], slice(None), 2))],
+            [("blocks.0.hook_mlp_out", put(cache["mlp_out", 0], slice(None)))],
+        ]
+        alone = one_by_one(model, corrupted, metric, changes)
+        few = Sweep(Base(model, corrupted), metric, progress=False)
+        rows = [Row(2, (Ablate(Site("z", 0, head=1)),)), Row(0, (Ablate(Site("z", 1)),)), Row(2, ())]
+        values = few.values(rows)
+        literal = [
+            one_by_one(model, corrupted, metric, [[(f"blocks.{i}.attn.hook_z", zeros(heads))]])[0, row.prompt]
+            for row, i, heads in zip(rows, (0, 1, 0), (slice(1, 2), slice(None), slice(0, 0)), strict=True)
+        ]
+    torch.testing.assert_close(torch.from_numpy(found.values).float(), alone.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(values.float(), torch.stack(literal), rtol=1e-5, atol=1e-5)
+
+
+def zeros(heads: slice) -> Callable[[Tensor], Tensor]:
+    def change(x: Tensor) -> Tensor:
+        x[:, :, heads] = 0
+        return x
+
+    return change
 
 
 def test_who_records_around_a_sweep_sees_whole_prompts() -> None:

@@ -6,6 +6,8 @@ import torch
 from interp import HookedGPT, metrics
 from interp.interventions import Site
 from interp.patching import path_patching
+from interp.patching.memory import Peak
+from interp.patching.results import Result
 from tests.patching.oracle import one_by_one
 from tests.patching.test_activation import CAUSAL, padded
 from tests.variants import some_tokens, variant
@@ -129,3 +131,25 @@ def test_what_neither_writes_nor_reads() -> None:
         path_patching(model, tokens, tokens, "heads", ["blocks.9.attn.hook_q"], metrics.loss())
     with pytest.raises(ValueError, match="as many"):
         path_patching(model, tokens, tokens[:, :4], "heads", ["logits"], metrics.loss())
+
+
+def test_senders_go_in_parts_that_keep_within_a_budget() -> None:
+    model = variant("gpt2", torch.float64, n_ctx=40)
+    clean = some_tokens(4, 40)
+    corrupted, metric = clean.roll(1, 0), metrics.logit_diff(model, [1, 2, 3, 4], 5)
+
+    def found(memory: int | None = None) -> Result:
+        return path_patching(
+            model, clean, corrupted, "heads", ["blocks.1.attn.hook_k", "logits"], metric, memory=memory, progress=False
+        )
+
+    with Peak() as most:
+        plenty = found()
+    with pytest.raises(ValueError, match=r"memory=1,000 bytes is too little: one row alone needs [\d,]+") as refused:
+        found(memory=1000)
+    one = int(str(refused.value).rpartition(" ")[2].replace(",", ""))
+    with Peak() as peak:
+        little = found(memory=2 * one)
+    held = most.bytes - peak.bytes
+    assert held > 4 * one, "far more than that would be taken without it"
+    torch.testing.assert_close(torch.from_numpy(little.values), torch.from_numpy(plenty.values))
