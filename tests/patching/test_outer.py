@@ -77,10 +77,10 @@ def test_edits_around_act_before_those_of_rows_and_where_rows_have_not_begun(sid
         assert_as_alone(model, some_tokens(), mask, rows, torch.tensor([[1, 5, 6]] * 3))
 
 
-def streams(model: HookedGPT, mask: Tensor | None, around: Around, **how: Any) -> tuple[Result, Tensor]:
+def streams(model: HookedGPT, mask: Tensor | None, around: Around, pos: int = -1, **how: Any) -> tuple[Result, Tensor]:
     """Every position of every layer's stream patched, in one sweep and one by one, within what is around it."""
     clean, corrupted = some_tokens(), (some_tokens() + 4) % 13
-    metric = metrics.logit_diff(model, [1, 2, 3], 5)
+    metric = metrics.logit_diff(model, [1, 2, 3], 5, pos=pos)
     with around(model):
         found = activation_patching(
             model, clean, corrupted, "resid_pre", metric, attention_mask=mask, progress=False, **how
@@ -191,6 +191,8 @@ def test_who_records_around_a_sweep_sees_whole_prompts() -> None:
 @pytest.mark.parametrize("side", [None, "left", "right"])
 def test_models_that_look_ahead_are_swept_in_full_runs(side: str | None) -> None:
     model, mask = variant("encoder"), padded(side)
+    found, alone = streams(model, mask, lambda model: model.edit([]), pos=2)
+    assert_real_ones_alike(found, alone, mask)
     found, alone = streams(model, mask, lambda model: model.edit([]))
     assert found.attrs["full runs"] == found.attrs["rows"] > 0
     assert found.attrs["chunks"] < 14
