@@ -1,7 +1,9 @@
 """Edge patching: what changes when one component alone reads what another would have written in another run.
 
-Senders write to the residual stream: `embed` (token and position), heads `L0H1`, layers of neurons `MLP0`. Receivers
-read the sum of what was written before them: each head's queries, keys and values `L1H0.k`, `MLP1`, and `logits`.
+Senders write to the residual stream: `embed` (token and position), heads `L0H1`, layers of neurons `MLP0`, and each of
+their neurons `L0N3`. Receivers read the sum of what was written before them: each head's queries, keys and values
+`L1H0.k`, `MLP1`, `L1N3`, and `logits`. An MLP is all of its neurons: `MLP0->MLP1` is every edge `L0N3->L1N5`, and one
+of these beside it changes nothing.
 
 1. The run that is stayed in and the other one are made once; what the senders write is kept of both.
 2. A receiver reads the stream plus the sum, over its patched edges, of (sender in the other run - sender now). It reads
@@ -11,13 +13,14 @@ read the sum of what was written before them: each head's queries, keys and valu
    that is stayed in, in a batch with others that begin there.
 """
 
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -25,6 +28,7 @@ from interp.hooks import HookPoint
 from interp.metrics import AnyMetric, Rows, at_positions, name_of, values_of
 from interp.model import HookedGPT
 from interp.model.linear import product
+from interp.model.mlp import GatedMLP
 from interp.patching.activation import Direction, Pair, pair_of_runs
 from interp.patching.memory import Chunks, Job
 from interp.patching.results import Result, labelled, provenance
@@ -48,8 +52,8 @@ def edge_patching(
     """The metric of each run in which some edges carry what they carry in the other run, exactly.
 
     An entry of `edges` is an edge, "L0H1->L1H0.k", or a group of edges that are patched together; "all": every edge by
-    itself. "noise" puts edges of the corrupted run into the clean one, "denoise" the other way round. With grouped
-    queries, the head in `L1H0.k` and `L1H0.v` is a key-value head. `memory`: bytes that a batch may take.
+    itself, with MLPs whole. "noise" puts edges of the corrupted run into the clean one, "denoise" the other way round.
+    With grouped queries, the head in `L1H0.k` and `L1H0.v` is a key-value head. `memory`: bytes that a batch may take.
     """
     runs = pair_of_runs(model, clean, corrupted, direction, attention_mask)
     entries, n_prompts = _entries(model, edges), len(runs.own)
@@ -62,13 +66,19 @@ def edge_patching(
     return labelled(values[:-1], axes, "metric", about, values[-1])
 
 
-def all_edges(model: HookedGPT) -> list[str]:
-    """Every edge: receivers in order of computation (queries, keys, values, MLP), for each its senders in theirs."""
+def all_edges(model: HookedGPT, *, neurons: Collection[int] = ()) -> list[str]:
+    """Every edge: receivers in order of computation (queries, keys, values, MLP), for each its senders in theirs.
+
+    `neurons`: the layers whose neurons stand in the place of their MLP.
+    """
     _refuse_normed_outputs(model)
-    senders, is_parallel = _senders(model).values(), model.cfg.parallel_attn_mlp
+    with_mlps = [] if model.cfg.attn_only else list(range(model.cfg.n_layers))
+    if strange := [layer for layer in neurons if layer not in with_mlps]:
+        raise ValueError(f"neurons={neurons}: this model has no MLP in layers {strange}; allowed: {with_mlps}")
+    senders, is_parallel = _senders(model, neurons).values(), model.cfg.parallel_attn_mlp
     return [
         f"{sender.name}->{receiver.name}"
-        for receiver in _receivers(model).values()
+        for receiver in _receivers(model, neurons).values()
         for sender in senders
         if _is_before(sender, receiver, is_parallel)
     ]
@@ -76,12 +86,27 @@ def all_edges(model: HookedGPT) -> list[str]:
 
 @dataclass(frozen=True)
 class _Node:
-    """A sender or a receiver: at which hook point it is found, and which head there."""
+    """A sender or a receiver: at which hook point it is found, and which head or neuron there."""
 
     name: str
     point: str
     layer: int
-    head: int | None = None
+    unit: int | None = None
+
+    @property
+    def mlp(self) -> str:
+        """The MLP that a neuron is part of; of no other node."""
+        return f"MLP{self.layer}" if ".mlp." in self.point else ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """What a receiver reads; neurons of a layer that read the same do so together."""
+
+    point: str
+    head: int | None
+    units: Sequence[int]  # the head, or the neurons
+    senders: Mapping[str, Sequence[int]]  # their hook point -> which heads or neurons there
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,34 +114,41 @@ class _Entry:
     """Edges that are patched together."""
 
     label: str
-    reads: Mapping[_Node, Mapping[str, Sequence[int]]]  # receiver -> hook point of senders -> which heads there
+    reads: Sequence[_Reading]
     board: int  # the layer of the first receiver
 
 
-def _senders(model: HookedGPT) -> dict[str, _Node]:
+def _senders(model: HookedGPT, neurons: Collection[int] = ()) -> dict[str, _Node]:
     cfg = model.cfg
     nodes = [_Node("embed", "blocks.0.hook_resid_pre", -1)]
     for layer in range(cfg.n_layers):
         nodes += [_Node(f"L{layer}H{h}", f"blocks.{layer}.attn.hook_z", layer, h) for h in range(cfg.n_heads)]
-        if not cfg.attn_only:
-            nodes += [_Node(f"MLP{layer}", f"blocks.{layer}.hook_mlp_out", layer)]
+        nodes += _mlp(model, layer, layer in neurons, "hook_mlp_out", "hook_post")
     return {node.name: node for node in nodes}
 
 
-def _receivers(model: HookedGPT) -> dict[str, _Node]:
+def _receivers(model: HookedGPT, neurons: Collection[int] = ()) -> dict[str, _Node]:
     cfg, nodes = model.cfg, []
     n_heads = {"q": cfg.n_heads, "k": cfg.n_key_value_heads, "v": cfg.n_key_value_heads}
     for layer in range(cfg.n_layers):
         for slot, n in n_heads.items():
             nodes += [_Node(f"L{layer}H{h}.{slot}", f"blocks.{layer}.attn.hook_{slot}", layer, h) for h in range(n)]
-        if not cfg.attn_only:
-            nodes += [_Node(f"MLP{layer}", f"blocks.{layer}.hook_mlp_in", layer)]
+        nodes += _mlp(model, layer, layer in neurons, "hook_mlp_in", "hook_pre")
     return {node.name: node for node in (*nodes, _Node("logits", "", cfg.n_layers))}
+
+
+def _mlp(model: HookedGPT, layer: int, in_neurons: bool, whole: str, each: str) -> list[_Node]:
+    """A layer's MLP, by itself or neuron by neuron, found at these hook points."""
+    if model.cfg.attn_only:
+        return []
+    if not in_neurons:
+        return [_Node(f"MLP{layer}", f"blocks.{layer}.{whole}", layer)]
+    return [_Node(f"L{layer}N{n}", f"blocks.{layer}.mlp.{each}", layer, n) for n in range(model.cfg.d_mlp)]
 
 
 def _is_before(sender: _Node, receiver: _Node, is_parallel: bool) -> bool:
     """Whether what a sender writes is in the stream that a receiver reads."""
-    from_attn_to_mlp = sender.head is not None and receiver.head is None
+    from_attn_to_mlp = ".attn." in sender.point and ".attn." not in receiver.point
     return sender.layer < receiver.layer or (sender.layer == receiver.layer and from_attn_to_mlp and not is_parallel)
 
 
@@ -125,7 +157,9 @@ def _entries(model: HookedGPT, edges: Edges) -> list[_Entry]:
     _refuse_normed_outputs(model)
     listed = all_edges(model) if edges == "all" else [edges] if isinstance(edges, str) else edges
     groups = [(each,) if isinstance(each, str) else tuple(each) for each in listed]
-    senders, receivers, is_parallel = _senders(model), _receivers(model), model.cfg.parallel_attn_mlp
+    layers = {int(layer) for group in groups for edge in group for layer in re.findall(r"L(\d+)N", edge)}
+    senders, receivers = ({**of(model), **of(model, layers)} for of in (_senders, _receivers))
+    is_parallel = model.cfg.parallel_attn_mlp
     faults: dict[str, str] = {}
     entries = []
     for group in groups:
@@ -145,19 +179,34 @@ def _entries(model: HookedGPT, edges: Edges) -> list[_Entry]:
     if faults:
         raise ValueError(
             "; ".join(f"{edge!r} {fault}" for edge, fault in faults.items())
-            + ". An edge is 'sender->receiver', from embed, L0H1 or MLP0 to a later L1H0.q, L1H0.k, L1H0.v, MLP1 or"
-            " logits; see interp.patching.edges.all_edges(model)"
+            + ". An edge is 'sender->receiver', from embed, L0H1, MLP0 or a neuron L0N3 to a later L1H0.q, L1H0.k,"
+            " L1H0.v, MLP1, L1N3 or logits; see interp.patching.edges.all_edges(model)"
         )
     return entries
 
 
 def _entry(edges: Sequence[tuple[_Node, _Node]], n_layers: int) -> _Entry:
-    reads: dict[_Node, dict[str, list[int]]] = {}
+    senders: dict[str, set[_Node]] = defaultdict(set)  # by the name of the receiver
     for sender, receiver in edges:
-        heads = reads.setdefault(receiver, {}).setdefault(sender.point, [])
-        heads += [] if sender.head is None else [sender.head]
+        senders[receiver.name].add(sender)
+    alike: dict[tuple[str, int | None, tuple[_Node, ...]], list[int]] = defaultdict(list)
+    for receiver in dict.fromkeys(receiver for _, receiver in edges):
+        every = senders[receiver.name] | senders.get(receiver.mlp, set())
+        names = {sender.name for sender in every}
+        some = tuple(sorted((sender for sender in every if sender.mlp not in names), key=lambda sender: sender.name))
+        head = None if receiver.mlp else receiver.unit
+        alike[receiver.point, head, some] += [] if receiver.unit is None else [receiver.unit]
+    reads = [_Reading(point, head, units, _by_point(some)) for (point, head, some), units in alike.items()]
     label = " + ".join(f"{sender.name}->{receiver.name}" for sender, receiver in edges)
-    return _Entry(label, reads, min((receiver.layer for receiver in reads), default=n_layers))
+    return _Entry(label, reads, min((receiver.layer for _, receiver in edges), default=n_layers))
+
+
+def _by_point(senders: Sequence[_Node]) -> Mapping[str, Sequence[int]]:
+    units: dict[str, list[int]] = {}
+    for sender in senders:
+        at = units.setdefault(sender.point, [])
+        at += [] if sender.unit is None else [sender.unit]
+    return units
 
 
 def _refuse_normed_outputs(model: HookedGPT) -> None:
@@ -181,7 +230,7 @@ class _Runs:
     @classmethod
     def of(cls, model: HookedGPT, runs: Pair, entries: Sequence[_Entry]) -> "_Runs":
         n_layers = model.cfg.n_layers
-        senders = {point for entry in entries for at in entry.reads.values() for point in at}
+        senders = {point for entry in entries for reading in entry.reads for point in reading.senders}
         begins = {_stream(layer, n_layers) for layer in (n_layers, *(entry.board for entry in entries))}
 
         def kept(tokens: Tensor, points: set[str]) -> dict[str, Tensor]:
@@ -205,16 +254,18 @@ class _Batch:
         self.prompt = torch.tensor([prompt for _, prompt in rows], device=self.model.device)
         self.first = min(entry.board for entry in self.entries)
         self.now: dict[str, Tensor] = {}  # by hook point: the stream, and what senders write in this pass
-        self.receivers: dict[str, dict[_Node, list[int]]] = defaultdict(dict)  # hook point -> receiver -> rows
+        self.readings: dict[str, dict[int | None, list[tuple[int, _Reading]]]] = {}  # hook point -> head -> with rows
         for i, entry in enumerate(self.entries):
-            for receiver in entry.reads:
-                self.receivers[receiver.point].setdefault(receiver, []).append(i)
+            for reading in entry.reads:
+                self.readings.setdefault(reading.point, {}).setdefault(reading.head, []).append((i, reading))
 
     def final(self) -> Float[Tensor, "row pos d_model"]:
         """The stream that the logits are read off."""
         n_layers, mask = self.model.cfg.n_layers, self.runs.mask
         x = self.runs.base[_stream(self.first, n_layers)][self.prompt]
-        edits = [(point, self._read) for point in self.receivers if point]
+        edits = [(point, self._fire if ".mlp." in point else self._read) for point in self.readings if point]
+        if self.model.cfg.gated_mlp:
+            edits += [(f"{point}_linear", self._fire) for point, _ in edits if ".mlp." in point]
         with (
             self.model.hooks(edits),
             self.model.recording(self._remembered(), lambda x, point: self.now.update({point.name: x})),
@@ -225,65 +276,101 @@ class _Batch:
                 start_at_layer=self.first,
                 stop_at_layer=n_layers,
             )
-        for receiver, rows in self.receivers.get("", {}).items():
-            x = x.index_add(0, *self._added(receiver, rows))
+        for readings in self.readings.get("", {}).values():
+            x = x.index_add(0, *self._added(readings))
         return x
 
     def _remembered(self) -> list[str]:
-        """The streams that heads' readers need, and what senders write that may differ from the base run."""
-        points = {point for entry in self.entries for at in entry.reads.values() for point in at}
+        """The streams that heads and neurons read, and what senders write that may differ from the base run."""
+        points = {point for entry in self.entries for reading in entry.reads for point in reading.senders}
         later = {point for point in points if int(point.split(".")[1]) >= self.first}
-        heads = {receiver for at in self.receivers.values() for receiver in at if receiver.head is not None}
-        return sorted(later | {_stream(receiver.layer, self.model.cfg.n_layers) for receiver in heads})
+        return sorted(
+            later | {self._read_from(point) for point in self.readings if ".attn." in point or ".mlp." in point}
+        )
+
+    def _read_from(self, point: str) -> str:
+        """The hook point of the stream that heads or neurons at a point read."""
+        is_mid = ".mlp." in point and not self.model.cfg.parallel_attn_mlp
+        return f"blocks.{point.split('.')[1]}.hook_resid_{'mid' if is_mid else 'pre'}"
 
     def _read(self, x: Tensor, hook: HookPoint) -> None:
-        """Let the receivers at a hook point read what they read in their rows."""
+        """Let heads or an MLP read what they read in their rows."""
         block = self.model.blocks[hook.layer()]
-        for receiver, in_rows in self.receivers[hook.name].items():
-            rows, added = self._added(receiver, in_rows)
-            if receiver.head is None:
+        for head, readings in self.readings[hook.name].items():
+            rows, added = self._added(readings)
+            if head is None:
                 x.index_add_(0, rows, added)
                 continue
-            stream = self.now[_stream(receiver.layer, self.model.cfg.n_layers)][rows] + added
-            attn, slot = block.attn, receiver.point[-1].upper()
-            weight, bias = getattr(attn, f"W_{slot}")[receiver.head], getattr(attn, f"b_{slot}")
+            stream = self.now[self._read_from(hook.name)][rows] + added
+            attn, slot = block.attn, hook.name[-1].upper()
+            weight, bias = getattr(attn, f"W_{slot}")[head], getattr(attn, f"b_{slot}")
             read = block.ln1.unheard(stream) @ weight
-            x[:, :, receiver.head] = x[:, :, receiver.head].index_copy(
-                0, rows, read if bias is None else read + bias[receiver.head]
-            )
+            x[:, :, head] = x[:, :, head].index_copy(0, rows, read if bias is None else read + bias[head])
+
+    def _fire(self, x: Tensor, hook: HookPoint) -> None:
+        """Let neurons read what they read in their rows; gated ones do so at two points."""
+        block = self.model.blocks[hook.layer()]
+        mlp = block.mlp
+        if hook is mlp.hook_pre:
+            readings = self.readings[hook.name][None]
+            rows, added = self._added(readings)
+            norm = block.ln1 if self.model.cfg.parallel_shared_norm else block.ln2
+            normed = norm.unheard(self.now[self._read_from(hook.name)][rows] + added)
+            self.heard = rows, normed, self._is_chosen([reading.units for _, reading in readings], self.model.cfg.d_mlp)
+        rows, normed, is_read = self.heard
+        chosen = is_read.any(0).nonzero()[:, 0]
+        reading, at = is_read[:, chosen].nonzero(as_tuple=True)
+        linear = mlp.gate if isinstance(mlp, GatedMLP) and hook is mlp.hook_pre else mlp.up
+        read = product(normed, linear.weight[chosen], None if linear.bias is None else linear.bias[chosen])
+        x[rows[reading], :, chosen[at]] = read[reading, :, at]
 
     def _added(
-        self, receiver: _Node, in_rows: Sequence[int]
-    ) -> tuple[Int[Tensor, " row"], Float[Tensor, "row pos d_model"]]:
-        """The rows in which a receiver has patched edges, and what these add to the stream as it reads it."""
-        rows = torch.tensor(in_rows, device=self.model.device)
+        self, readings: Sequence[tuple[int, _Reading]]
+    ) -> tuple[Int[Tensor, " reading"], Float[Tensor, "reading pos d_model"]]:
+        """The row of each reading, and what its patched edges add to the stream."""
+        rows = torch.tensor([row for row, _ in readings], device=self.model.device)
         added = torch.zeros(
             len(rows), self.runs.tokens.shape[1], self.model.cfg.d_model, dtype=self.model.dtype, device=rows.device
         )
         senders: dict[str, list[tuple[int, Sequence[int]]]] = defaultdict(list)
-        for i, row in enumerate(in_rows):
-            for point, heads in self.entries[row].reads[receiver].items():
-                senders[point].append((i, heads))
+        for i, (_, reading) in enumerate(readings):
+            for point, units in reading.senders.items():
+                senders[point].append((i, units))
         for point, listed in senders.items():
             at = torch.tensor([i for i, _ in listed], device=rows.device)
-            added.index_add_(0, at, self._difference(point, rows[at], [heads for _, heads in listed]))
+            added.index_add_(0, at, self._difference(point, rows[at], [units for _, units in listed]))
         return rows, added
 
     def _difference(
-        self, point: str, rows: Int[Tensor, " row"], heads: Sequence[Sequence[int]]
-    ) -> Float[Tensor, "row pos d_model"]:
-        """What is written at a point in the other run less what is written now; at z, by some heads of each row."""
+        self, point: str, rows: Int[Tensor, " reading"], units: Sequence[Sequence[int]]
+    ) -> Float[Tensor, "reading pos d_model"]:
+        """What is written at a point in the other run less what is written now: by some heads or neurons for each."""
+        block = self.model.blocks[self.model.hook_dict[point].layer()]
+        if point.endswith("hook_z"):
+            is_patched = self._is_chosen(units, self.model.cfg.n_heads)
+            z = self._change(point, rows).where(is_patched[:, None, :, None], 0)
+            return product(z.flatten(-2), block.attn.out.weight, None)  # b_O is the same in both runs
+        if point.endswith("hook_post"):
+            is_patched = self._is_chosen(units, self.model.cfg.d_mlp)
+            chosen = is_patched.any(0).nonzero()[:, 0]
+            post = self._change(point, rows, chosen).where(is_patched[:, None, chosen], 0)
+            return product(post, block.mlp.down.weight[:, chosen], None)
+        return self._change(point, rows)
+
+    def _change(
+        self, point: str, rows: Int[Tensor, " reading"], at: Tensor | slice = slice(None)
+    ) -> Float[Tensor, "reading pos ..."]:
+        """The value at a point in the other run less the one now, at some of its last axis."""
         prompt = self.prompt[rows]
-        now = self.now[point][rows] if point in self.now else self.runs.base[point][prompt]
-        change = self.runs.other[point][prompt] - now
-        if not point.endswith("hook_z"):
-            return change
-        is_patched = torch.zeros(len(rows), self.model.cfg.n_heads, dtype=torch.bool)
-        for i, some in enumerate(heads):
-            is_patched[i, list(some)] = True
-        z = change.where(is_patched.to(change.device)[:, None, :, None], 0)
-        attn = self.model.blocks[self.model.hook_dict[point].layer()].attn
-        return product(z.flatten(-2), attn.out.weight, None)  # b_O is the same in both runs
+        now = self.now[point][..., at][rows] if point in self.now else self.runs.base[point][..., at][prompt]
+        return self.runs.other[point][..., at][prompt] - now
+
+    def _is_chosen(self, units: Sequence[Sequence[int]], n: int) -> Bool[Tensor, "reading unit"]:
+        """Which of n heads or neurons are meant in each reading."""
+        is_chosen = torch.zeros(len(units), n, dtype=torch.bool)
+        for i, some in enumerate(units):
+            is_chosen[i, list(some)] = True
+        return is_chosen.to(self.model.device)
 
 
 def _values(
@@ -309,7 +396,7 @@ def _values(
 
     values = torch.empty(len(rows), dtype=torch.float64)
     jobs = [
-        Job(i, f"from layer {entry.board}", n_pos, (sum(map(len, entry.reads.values())),))
+        Job(i, f"from layer {entry.board}", n_pos, (sum(len(reading.senders) for reading in entry.reads),))
         for i, (entry, _) in enumerate(rows)
     ]
     with tqdm(total=len(rows), desc="edges", unit=" rows", disable=not progress) as bar:
