@@ -4,13 +4,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from interp import HookedGPT, metrics
 from interp.interventions import Site
 from interp.patching import ablation, interaction
 from interp.patching.ablation import Kind
 from tests.patching.oracle import Change, one_by_one
-from tests.variants import some_tokens, variant
+from tests.variants import VARIANTS, some_tokens, variant
 
 METRIC = metrics.loss()
 
@@ -37,13 +39,16 @@ def padding() -> torch.Tensor:
     return mask
 
 
-@pytest.mark.parametrize("mask", [None, padding()])
-@pytest.mark.parametrize("kind", ["zero", "mean", "resample", "mean_per_position"])
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+KINDS: list[Kind] = ["zero", "mean", "resample", "mean_per_position"]
+EACH_HEAD: list[tuple[str, Kind, Any]] = [(name, kind, None) for name in ("gpt2", "llama") for kind in KINDS]
+# prompts of different lengths have no positions to exchange
+EACH_HEAD += [(name, kind, padding()) for name in ("gpt2", "llama") for kind in KINDS if kind != "resample"]
+EACH_HEAD += [(name, "mean", padding()) for name in VARIANTS if name not in ("gpt2", "llama")]
+
+
+@pytest.mark.parametrize(("name", "kind", "mask"), EACH_HEAD)
 def test_each_head_by_itself(name: str, kind: Kind, mask: torch.Tensor | None) -> None:
     model, tokens = model_of(name), some_tokens()
-    if kind == "resample" and mask is not None:
-        pytest.skip("prompts of different lengths have no positions to exchange")
     found = ablation(model, tokens, "z", METRIC, kind=kind, attention_mask=mask, progress=False)
     _, cache = model.run_with_cache(tokens, attention_mask=mask, names_filter="*hook_z")
     real = torch.ones(3, 7, dtype=torch.bool) if mask is None else mask
@@ -73,6 +78,34 @@ def test_each_head_by_itself(name: str, kind: Kind, mask: torch.Tensor | None) -
     wanted = one_by_one(model, tokens, METRIC, sites, mask).view(model.cfg.n_layers, model.cfg.n_heads, 3)
     close(found, wanted)
     close(found.base, one_by_one(model, tokens, METRIC, [[]], mask)[0])
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.data())
+def test_sites_drawn_at_random(data: st.DataObject) -> None:
+    model, tokens = model_of(data.draw(st.sampled_from(list(VARIANTS)))), some_tokens()
+    mask, kind = data.draw(st.sampled_from([None, padding()])), data.draw(st.sampled_from(["zero", "mean"]))
+    points = [
+        p for p in ("z", "mlp_out", "attn_out", "resid_pre") if f"blocks.0.hook_{p}" in model.hook_dict or p == "z"
+    ]
+    position = st.one_of(
+        st.none(), st.integers(2, 6), st.slices(7), st.lists(st.integers(0, 6), min_size=1, unique=True)
+    )
+    sites, changes = [], []
+    for _ in range(data.draw(st.integers(1, 6))):
+        name, layer, pos = data.draw(st.sampled_from(points)), data.draw(st.integers(0, 1)), data.draw(position)
+        head = data.draw(st.one_of(st.none(), st.integers(0, 2))) if name == "z" else None
+        sites.append(Site(name, layer, head=head, pos=pos))
+        full = sites[-1].point(model).name
+        _, cache = model.run_with_cache(tokens, attention_mask=mask, names_filter=full)
+        real = torch.ones(3, 7, dtype=torch.bool) if mask is None else mask
+        columns = list(range(7)) if pos is None else list(range(7))[pos] if isinstance(pos, slice) else pos
+        where = [slice(None), columns] if head is None else [slice(None), columns, head]
+        mean = cache[full][real].mean(0)
+        value = 0.0 if kind == "zero" else mean if head is None else mean[head]
+        changes.append([(full, to(value, *where))])
+    found = ablation(model, tokens, sites, METRIC, kind=kind, attention_mask=mask, progress=False)
+    close(found, one_by_one(model, tokens, METRIC, changes, mask))
 
 
 def test_means_of_a_reference_set() -> None:
