@@ -25,7 +25,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.hooks import HookPoint
-from interp.metrics import AnyMetric, Rows, at_positions, name_of, values_of
+from interp.interventions import edits_in_force
+from interp.metrics import AnyMetric, Rows, at_positions, name_of, narrowed, values_of
 from interp.model import HookedGPT
 from interp.model.linear import product
 from interp.model.mlp import GatedMLP
@@ -55,6 +56,10 @@ def edge_patching(
     itself, with MLPs whole. "noise" puts edges of the corrupted run into the clean one, "denoise" the other way round.
     With grouped queries, the head in `L1H0.k` and `L1H0.v` is a key-value head. `memory`: bytes that a batch may take.
     """
+    if edits_in_force(model) != []:
+        raise ValueError(
+            "edge patching puts many runs side by side, and others listen to them: leave their hooks or edits"
+        )
     runs = pair_of_runs(model, clean, corrupted, direction, attention_mask)
     entries, n_prompts = _entries(model, edges), len(runs.own)
     nothing = _entry([], model.cfg.n_layers)
@@ -382,6 +387,7 @@ def _values(
 ) -> tuple[Float[Tensor, " row"], dict[str, int]]:
     """The metric of each row, and the work that it took."""
     model, n_pos = runs.model, runs.tokens.shape[1]
+    tokens, narrow = narrowed(metric, model.cfg.d_vocab_out)
     work = {"rows": 0, "chunks": 0, "tokens through a layer": 0}
 
     def once(chunk: list[int]) -> Float[Tensor, " row"]:
@@ -392,7 +398,7 @@ def _values(
         work["chunks"] += 1
         work["tokens through a layer"] += (model.cfg.n_layers - batch.first) * n_pos * len(chunk)
         of = Rows(runs.tokens[batch.prompt], batch.prompt, len(runs.tokens), mask)
-        return values_of(metric, model.read_off(model.ln_final(final)), of)
+        return values_of(narrow, model.read_off(model.ln_final(final), tokens), of)
 
     values = torch.empty(len(rows), dtype=torch.float64)
     jobs = [

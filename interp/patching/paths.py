@@ -90,7 +90,7 @@ def path_patching(
     base = Base(model, tokens, mask)
     if not base.is_packed or base.outer:
         why = "its attention looks ahead" if model.cfg.attention_dir == "bidirectional" else "others listen to it"
-        raise ValueError(f"path patching holds attention of a causal model as it was, and hears nobody else: {why}")
+        raise ValueError(f"path patching holds the attention of a causal model as it was, heard by nobody else: {why}")
     starts = first_difference(tokens, runs.other)
     held = [Freeze(Site(name), own[name]) for name in mlp_names]
     rows = []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp import HookedGPT, metrics
 from interp.interventions import Ablate, Edit, Patch, Site, Steer
-from interp.patching import ablation, activation_patching, path_patching
+from interp.patching import ablation, activation_patching, edge_patching, path_patching
 from interp.patching.engine import Base, Row
 from interp.patching.results import Result
 from interp.patching.sweep import Sweep
@@ -215,8 +215,10 @@ def test_what_cannot_be_kept_within_other_functions_is_refused(tmp_path: Path) -
                 ValueError, match=r"functions are hooked in around this sweep.*leave out memory= and file="
             ):
                 ablation(model, some_tokens(), heads, metric, progress=False, **choice)
-        with pytest.raises(ValueError, match="hears nobody else: others listen to it"):
+        with pytest.raises(ValueError, match="heard by nobody else: others listen to it"):
             path_patching(model, some_tokens(), some_tokens().roll(1, 0), "heads", ["logits"], metric, progress=False)
+        with pytest.raises(ValueError, match="others listen to them: leave their hooks or edits"):
+            edge_patching(model, some_tokens(), some_tokens().roll(1, 0), "all", metric, progress=False)
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="its attention looks ahead"):
         path_patching(
