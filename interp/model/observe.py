@@ -9,7 +9,8 @@ from torch import Tensor
 
 from interp.cache import ActivationCache
 from interp.hooks import Hooks, Names
-from interp.interventions import Edit, hooks_of
+from interp.interventions import Edit
+from interp.interventions.edits import hooks_of
 from interp.model.generate import Generates
 from interp.model.inputs import ReturnType, checked_layers
 from interp.model.kv_cache import KVCache

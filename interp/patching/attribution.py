@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.hooks import HookPoint, Span, spanning
-from interp.interventions import Acts, Patch, Site, edits_in_force
+from interp.interventions import Patch, Site
+from interp.interventions.edits import Acts, edits_in_force
 from interp.metrics import AnyMetric, Rows, at_positions, name_of, narrowed, values_of
 from interp.model import HookedGPT
 from interp.patching.activation import Direction, Pair, first_difference, pair_of_runs

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.hooks import HookPoint
-from interp.interventions import edits_in_force
+from interp.interventions.edits import edits_in_force
 from interp.metrics import AnyMetric, Rows, at_positions, name_of, narrowed, values_of
 from interp.model import HookedGPT
 from interp.model.linear import product

@@ -22,7 +22,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.hooks import HookPoint, silence
-from interp.interventions import Edit, Patch, Places, edits_in_force, last_real, tokens_first
+from interp.interventions import Edit, Patch
+from interp.interventions.edits import Places, edits_in_force, last_real, tokens_first
 from interp.model import HookedGPT, KVCache
 from interp.model.attention import Attention, Pass
 from interp.model.inputs import allowed_attention, positions

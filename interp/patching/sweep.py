@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp.interventions import Edit, Index
+from interp.interventions import Edit
+from interp.interventions.edits import Index
 from interp.metrics import AnyMetric, Metric, Rows, name_of, narrowed, values_of
 from interp.patching.engine import Base, Packed, Prepared, Row, Whole
 from interp.patching.memory import Chunks, Job

@@ -96,14 +96,11 @@ def compare(
                     logits = model.run_with_hooks(corrupted, fwd_hooks=[(name, put)])
                     (logits[:, -1, 5] - logits[:, -1, 7]).cpu()
 
-        ours, theirs, rates, result = [], [], [], sweep()
-        for _ in range(rounds):
+        ours, theirs, rates, n_sites = [], [], [], sweep().size
+        for _ in range(rounds if n_sites < 5000 else 1):
             ours.append(timed(sweep)[0])
             theirs.append(timed(loop)[0] / n_loop)
             rates.append(rate() if model.device.type == "cpu" else float("nan"))
-        with FlopCounterMode(display=False) as counter:
-            sweep()
-        n_sites = result.size
         ratio = median(theirs) * n_sites / median(ours)
         aim = f" (≥ {TARGETS[n_pos]}) {'ok' if ratio >= TARGETS[n_pos] else 'MISSED'}" if site == "resid_pre" else ""
         line = (
@@ -112,6 +109,8 @@ def compare(
         )
         if site == "resid_pre" and model.device.type == "cpu":
             boards = [(layer, pos) for layer in range(12) for pos in range(n_pos) if layer or pos < n_different]
+            with FlopCounterMode(display=False) as counter:
+                sweep()
             needed, done = least(model.cfg, boards, n_pos), counter.get_total_flops()
             share = needed / median(ours) / median(rates)
             line += f"; {done / needed:.2f} of the least work, {share:.0%} of {median(rates) / 1e9:.0f} GFLOP/s"

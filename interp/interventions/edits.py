@@ -7,31 +7,23 @@ means the same in a full pass, in generation over a KV cache, and in the packed 
         model.generate(prompt)
 """
 
-import hashlib
-import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.generation import current_step
 from interp.hooks import HookedModule, HookPoint, Hooks, listeners_at, span_of_pass
-from interp.loading.files import open_safetensors, read_json, replacing
 
 Index = int | Sequence[int] | slice | None
 Values = Shaped[Tensor, "token ..."]  # of some tokens, without the axes batch and pos
 Kind = Literal["zero", "value", "mean", "mean_per_position", "resample"]
 _OF_QUERIES = ("pattern", "attn_scores")  # in these the heads stand before the positions
-_FORMAT = "interp edits"
 
 
 @dataclass(frozen=True)
@@ -349,66 +341,6 @@ def last_real(
     if mask is None:
         return torch.full((n_rows,), n_pos - 1, device=device)
     return n_pos - 1 - mask.to(device).flip(1).long().argmax(1)
-
-
-def save(edits: Sequence[Edit], path: str | os.PathLike[str]) -> None:
-    """Write edits to a .json file; their tensors lie beside it, in a .safetensors file of the same name."""
-    file, tensors = Path(path), {}
-    if file.suffix != ".json":
-        raise ValueError(f"{file}: edits are saved to a file that ends in .json")
-    text = json.dumps({"format": _FORMAT, "edits": [_to_json(edit, tensors) for edit in edits]}, indent=1)
-    if tensors:
-        with replacing(file.with_suffix(".safetensors")) as unfinished:
-            save_file(tensors, unfinished)
-    with replacing(file) as unfinished:
-        unfinished.write_text(text)
-
-
-def load(path: str | os.PathLike[str]) -> list[Edit]:
-    """The edits that `save` wrote."""
-    file = Path(path)
-    content, beside = read_json(file), file.with_suffix(".safetensors")
-    if content.get("format") != _FORMAT or not isinstance(content.get("edits"), list):
-        raise ValueError(f"{file} holds no edits: it has {list(content)[:8]}")
-    try:
-        edits = [_from_json(each, beside) for each in content["edits"]]
-    except (AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{file} cannot be read: {error!r}; its tensors are in {beside}") from None
-    if wrong := [each for each in edits if not (isinstance(each, Edit) and isinstance(each.site, Site))]:
-        raise ValueError(f"{file} cannot be read: {wrong[0]!r} is no edit at a site")
-    return edits
-
-
-def _to_json(thing: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(thing, Tensor):
-        tensor = thing.detach().cpu().clone().contiguous()
-        digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-        name = digest.hexdigest()[:16]  # so that a file beside another's tensors is found out
-        tensors[name] = tensor
-        return {"tensor": name}
-    if isinstance(thing, slice):
-        return {"slice": [thing.start, thing.stop, thing.step]}
-    if isinstance(thing, Site | Edit):
-        content = {each.name: _to_json(getattr(thing, each.name), tensors) for each in fields(thing)}
-        kind = {"edit": type(thing).__name__} if isinstance(thing, Edit) else {}
-        return kind | {k: v for k, v in content.items() if v is not None}
-    return list(thing) if isinstance(thing, Sequence) and not isinstance(thing, str) else thing
-
-
-def _from_json(thing: Any, beside: Path) -> Any:
-    if not isinstance(thing, dict):
-        return thing
-    if "tensor" in thing:
-        return open_safetensors(beside).get_tensor(thing["tensor"])
-    if "slice" in thing:
-        return slice(*thing["slice"])
-    content = {k: _from_json(v, beside) for k, v in thing.items() if k != "edit"}
-    if "edit" not in thing:
-        return Site(**content)
-    if thing["edit"] not in Edit.kinds:
-        raise ValueError(f"no kind of edit: {thing['edit']!r}; there are {list(Edit.kinds)}")
-    return Edit.kinds[thing["edit"]](**content)
 
 
 def tokens_first(point: HookPoint) -> list[int]:
