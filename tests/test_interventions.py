@@ -422,7 +422,7 @@ def test_files_that_hold_no_edits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"edits.safetensors: .* ends in .json"):
         save(edits, beside)
     beside.write_bytes(b"a model's weights")
-    with pytest.raises(FileExistsError, match=r"edits.safetensors is there and is not of edits.*choose a name"):
+    with pytest.raises(FileExistsError, match=r"edits.safetensors is there and is not of edits.*choose another name"):
         save(edits, file)
     assert beside.read_bytes() == b"a model's weights"
     assert not file.exists()

@@ -28,7 +28,7 @@ def save(edits: Sequence[Edit], path: str | os.PathLike[str]) -> None:
     beside = file.with_suffix(".safetensors")
     if tensors and beside.exists() and not _is_ours(file):
         raise FileExistsError(
-            f"{beside} holds other tensors, and those of {file} would take their place: choose a name"
+            f"{beside} is there and is not of edits: to save to {file} would replace it; choose another name"
         )
     if tensors:
         with replacing(beside) as unfinished:

@@ -97,7 +97,7 @@ def attribution_patching(
     else:
         jobs = [Job(prompt, "prompt", pair.own.shape[1]) for prompt in everyone]
         made = chunks.run(jobs, once, are_small=pair.own.numel() <= _AT_ONCE)
-    parts = list(tqdm(made, desc="attribution", unit=" chunks", disable=not progress or is_integrated))
+    parts = list(tqdm(made, desc="attribution", unit=" chunks", delay=1.0, disable=not progress or is_integrated))
     order = torch.tensor([prompt for some, _ in parts for prompt in some]).argsort()
     numbers = torch.cat([each for _, each in parts])[order]
     base, reached, whole, *_ = numbers.T
@@ -174,7 +174,7 @@ def _on_the_way(
     """As `_Passes.steep`, with the gradient's mean between two runs' embeddings (midpoint rule)."""
     base, own = passes.plain(tokens)
     mean = {name: torch.zeros_like(_exact(own[name])) for name in passes.names}
-    for k in tqdm(range(steps), desc="gradients", unit=" steps", disable=not progress):
+    for k in tqdm(range(steps), desc="gradients", unit=" steps", delay=1.0, disable=not progress):
         stream = own[_STREAM].lerp(other[_STREAM], (k + 0.5) / steps)
         _, _, slope = passes.steep(stream, start_at_layer=0)
         for name, total in mean.items():

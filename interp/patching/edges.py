@@ -185,7 +185,7 @@ def _entries(model: HookedGPT, edges: Edges) -> list[_Entry]:
         raise ValueError(
             "; ".join(f"{edge!r} {fault}" for edge, fault in faults.items())
             + ". An edge is 'sender->receiver', from embed, L0H1, MLP0 or a neuron L0N3 to a later L1H0.q, L1H0.k,"
-            " L1H0.v, MLP1, L1N3 or logits; see interp.patching.edges.all_edges(model)"
+            " L1H0.v, MLP1, L1N3 or logits; see interp.patching.all_edges(model)"
         )
     return entries
 
@@ -405,7 +405,7 @@ def _values(
         Job(i, f"from layer {entry.board}", n_pos, (sum(len(reading.senders) for reading in entry.reads),))
         for i, (entry, _) in enumerate(rows)
     ]
-    with tqdm(total=len(rows), desc="edges", unit=" rows", disable=not progress) as bar:
+    with tqdm(total=len(rows), desc="edges", unit=" rows", delay=1.0, disable=not progress) as bar:
         for chunk, found in Chunks(model.device, memory).run(jobs, once):
             values[chunk] = found.double().cpu()
             bar.update(len(chunk))

@@ -113,7 +113,7 @@ def path_patching(
     chunks.largest = max(chunks.largest, _AT_ONCE)
     jobs = [Job(i, "path", base.n_pos) for i in range(len(rows))]
     values = torch.empty(len(hearing), len(rows), dtype=torch.float64)
-    with tqdm(total=values.numel(), desc="path patching", unit=" rows", disable=not progress) as bar:
+    with tqdm(total=values.numel(), desc="path patching", unit=" rows", delay=1.0, disable=not progress) as bar:
         for chunk, found in chunks.run(jobs, once, are_small=True):
             values[:, chunk] = found.T
             bar.update(found.numel())

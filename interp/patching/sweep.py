@@ -139,7 +139,7 @@ class Sweep:
             jobs = [self._job(i, prepared[i]) for i in wanted]
             chunks = self.chunks.run(jobs, once, self._are_small(jobs))
         is_shown = self.progress and (_n_processes() == 1 or dist.get_rank() == 0)
-        with tqdm(total=len(wanted), desc="sweep", unit=" rows", disable=not is_shown) as bar:
+        with tqdm(total=len(wanted), desc="sweep", unit=" rows", delay=1.0, disable=not is_shown) as bar:
             for chunk, values in chunks:
                 values = values.double().cpu()
                 if bad := [n for n, is_finite in enumerate(values.isfinite().tolist()) if not is_finite]:
