@@ -124,7 +124,7 @@ def narrowed(metric: AnyMetric, d_vocab_out: int) -> tuple[Int[Tensor, " token"]
     """The only tokens whose logits a metric reads (None: all), and the metric of the logits of these."""
     if not isinstance(metric, Metric) or metric.answers is None:
         return None, metric
-    _check_known(metric.answers, d_vocab_out)
+    check_known(metric.answers, d_vocab_out)
     tokens, answers = metric.answers.unique(return_inverse=True)
     return tokens, replace(metric, answers=answers)
 
@@ -142,7 +142,7 @@ def logit_diff(
     An answer is one for all prompts, one for each, or a list for each. Given both runs, it is scaled to be 1 on `clean`
     and 0 on `corrupted`.
     """
-    of, minus = _answers(model, correct), _answers(model, wrong)
+    of, minus = answer_ids(model, correct), answer_ids(model, wrong)
     n_prompts, n_correct = max(len(of), len(minus)), of.shape[1]
     if {len(of), len(minus)} - {1, n_prompts}:
         raise ValueError(f"correct is for {len(of)} prompts and wrong for {len(minus)}; give one, or as many")
@@ -156,21 +156,21 @@ def logit_diff(
 
 def logit(model: Runs, answer: Answers, *, pos: int = -1, clean: Any = None, corrupted: Any = None) -> Metric:
     """The logit of the answer; of several, their mean."""
-    of = _answers(model, answer)
+    of = answer_ids(model, answer)
     metric = Metric("logit", lambda logits, rows: logits[:, 0].mean(1), (pos,), answers=of)  # noqa: ARG005
     return _scaled(metric, model, clean, corrupted)
 
 
 def prob(model: Runs, answer: Answers, *, pos: int = -1, clean: Any = None, corrupted: Any = None) -> Metric:
     """The probability of the answer; of several, their sum."""
-    of = _answers(model, answer)
+    of = answer_ids(model, answer)
     metric = Metric("probability", lambda logits, rows: _at(logits.softmax(-1), of, rows)[:, 0].sum(1), (pos,))
     return _scaled(metric, model, clean, corrupted)
 
 
 def log_prob(model: Runs, answer: Answers, *, pos: int = -1, clean: Any = None, corrupted: Any = None) -> Metric:
     """The logarithm of the probability of the answer; of several, of their sum."""
-    of = _answers(model, answer)
+    of = answer_ids(model, answer)
 
     def read(logits: Logits, rows: Rows) -> Values:
         return _at(logits.log_softmax(-1), of, rows)[:, 0].logsumexp(1)
@@ -180,7 +180,7 @@ def log_prob(model: Runs, answer: Answers, *, pos: int = -1, clean: Any = None, 
 
 def rank(model: Runs, answer: Answers, *, pos: int = -1) -> Metric:
     """How many tokens the model prefers to the answer; of several answers, to the best of them."""
-    of = _answers(model, answer)
+    of = answer_ids(model, answer)
 
     def read(logits: Logits, rows: Rows) -> Values:
         best = _at(logits, of, rows)[:, 0].amax(1, keepdim=True)
@@ -191,7 +191,7 @@ def rank(model: Runs, answer: Answers, *, pos: int = -1) -> Metric:
 
 def accuracy(model: Runs, answer: Answers, *, pos: int = -1) -> Metric:
     """1 where the most probable token is the answer, or one of them, else 0."""
-    of = _answers(model, answer)
+    of = answer_ids(model, answer)
 
     def read(logits: Logits, rows: Rows) -> Values:
         best = logits[:, 0].argmax(-1, keepdim=True)
@@ -302,17 +302,18 @@ def _at(
 
 def _known(answers: Int[Tensor, "prompt answer"], logits: Tensor, rows: Rows) -> Int[Tensor, "row answer"]:
     """Each row's answers; raise if one is no token."""
-    _check_known(answers, logits.shape[-1])
+    check_known(answers, logits.shape[-1])
     return rows.each(answers, "answers")
 
 
-def _check_known(answers: Int[Tensor, "prompt answer"], d_vocab_out: int) -> None:
+def check_known(answers: Int[Tensor, "prompt answer"], d_vocab_out: int) -> None:
+    """Raise if an answer is no token."""
     low, high = int(answers.min()), int(answers.max())
     if low < 0 or high >= d_vocab_out:
         raise ValueError(f"answers are tokens {low} to {high}; the model knows 0 to {d_vocab_out - 1}")
 
 
-def _answers(model: Runs, answers: Answers) -> Int[Tensor, "prompt answer"]:
+def answer_ids(model: Runs, answers: Answers) -> Int[Tensor, "prompt answer"]:
     """Token ids: one row for all prompts, or one for each."""
     if isinstance(answers, Tensor):
         answers = answers.tolist()

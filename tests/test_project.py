@@ -17,6 +17,7 @@ LAYERS = [
     {"hooks", "recording", "cache", "metrics", "tokenization"},
     {"interventions", "generation", "loading"},
     {"model"},
+    {"results"},
     {"weights", "training"},
     {"patching", "lens", "heads", "memories", "zoo"},
     {"plots"},

@@ -13,9 +13,9 @@ from interp.interventions import Patch
 from interp.metrics import AnyMetric
 from interp.model import HookedGPT
 from interp.patching.engine import Base, Row
-from interp.patching.results import Result, as_tokens, labelled, provenance
 from interp.patching.sites import By, Sites, sites_of
 from interp.patching.sweep import Sweep
+from interp.results import Result, as_tokens, labelled, provenance
 
 Direction = Literal["denoise", "noise"]
 

@@ -23,9 +23,9 @@ from interp.model import HookedGPT
 from interp.patching.activation import Direction, Pair, first_difference, pair_of_runs
 from interp.patching.engine import Base, Row
 from interp.patching.memory import Chunks, Job
-from interp.patching.results import Result, labelled, provenance
 from interp.patching.sites import By, Sites, sites_of
 from interp.patching.sweep import Sweep
+from interp.results import Result, labelled, provenance
 
 Method = Literal["gradient", "integrated"]
 Group = tuple[Site, ...]

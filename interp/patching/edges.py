@@ -32,7 +32,7 @@ from interp.model.linear import product
 from interp.model.mlp import GatedMLP
 from interp.patching.activation import Direction, Pair, pair_of_runs
 from interp.patching.memory import Chunks, Job
-from interp.patching.results import Result, labelled, provenance
+from interp.results import Result, labelled, provenance
 
 Edges = str | Sequence[str | Sequence[str]]
 

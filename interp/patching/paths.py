@@ -16,9 +16,9 @@ from interp.model.attention import Attention, Pass
 from interp.patching.activation import first_difference, pair_of_runs
 from interp.patching.engine import Base, Packed, Row
 from interp.patching.memory import Chunks, Job
-from interp.patching.results import Result, labelled, provenance
 from interp.patching.sites import label, sites_of
 from interp.patching.sweep import Sweep
+from interp.results import Result, labelled, provenance
 
 Receiver = str | Site
 _WRITERS = ("hook_z", "hook_result", "hook_attn_out", "hook_mlp_out", "hook_post", "hook_resid_pre")

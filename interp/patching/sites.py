@@ -8,7 +8,7 @@ from torch import Tensor
 
 from interp.interventions import Site
 from interp.model import HookedGPT
-from interp.patching.results import token_labels
+from interp.results import token_labels
 
 By = Literal["layer", "pos", "head", "neuron"]
 Sites = str | Sequence[Site] | Sequence[Sequence[Site]]

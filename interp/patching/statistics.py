@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.patching.results import Result
+from interp.results import Result
 
 if TYPE_CHECKING:
     from xarray import Dataset

@@ -14,7 +14,7 @@ from interp.metrics import AnyMetric, Metric, measured
 from interp.patching import activation_patching
 from interp.patching.attribution import attribution_patching
 from interp.patching.memory import Peak
-from interp.patching.results import Result
+from interp.results import Result
 from tests.patching.test_activation import padded
 from tests.variants import some_tokens, variant
 

@@ -15,8 +15,8 @@ from interp import HookedGPT, metrics
 from interp.interventions import Ablate, Edit, Patch, Site, Steer
 from interp.patching import ablation, activation_patching, edge_patching, path_patching
 from interp.patching.engine import Base, Row
-from interp.patching.results import Result
 from interp.patching.sweep import Sweep
+from interp.results import Result
 from tests.patching.oracle import one_by_one, put
 from tests.patching.test_activation import assert_as_alone, padded
 from tests.variants import some_tokens, variant

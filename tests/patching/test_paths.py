@@ -7,7 +7,7 @@ from interp import HookedGPT, metrics
 from interp.interventions import Site
 from interp.patching import path_patching
 from interp.patching.memory import Peak
-from interp.patching.results import Result
+from interp.results import Result
 from tests.patching.oracle import one_by_one
 from tests.patching.test_activation import CAUSAL, padded
 from tests.variants import some_tokens, variant

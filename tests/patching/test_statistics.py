@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from interp.patching import summary
-from interp.patching.results import Result, labelled
+from interp.results import Result, labelled
 
 
 def effects(n: int, *means: float) -> tuple[Result, np.ndarray]:
