@@ -15,14 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.cache import ActivationCache
+from interp.lens.run import CachedRun, Direction
 from interp.metrics import Answers, answer_ids, check_known
 from interp.model import HookedGPT
 from interp.model.norms import NoNorm, Norm
-from interp.recording import Positions, PosSlice, positions
+from interp.recording import PosSlice
 from interp.results import Result, labelled
 
 By = Literal["component", "layer", "head", "neuron", "source_position"]
-Direction = Float[Tensor, "#prompt #pos d_model"]
 _BY = ("component", "layer", "head", "neuron", "source_position")
 
 
@@ -50,7 +50,7 @@ def direct_logit_attribution(
         raise ValueError(f"by={by!r}; allowed: {', '.join(map(repr, _BY))}")
     if by == "neuron" and model.cfg.attn_only:
         raise ValueError("by='neuron': the model is attn_only, it has no neurons")
-    run = _Run.of(model, cache, pos)
+    run = CachedRun.of(model, cache, pos)
     read = _Read.of(model, answer, wrong)
     if len(read.direction) not in (1, run.n_prompts):
         raise ValueError(f"answers: {len(read.direction)} were given for {run.n_prompts} prompts; give one, or as many")
@@ -74,62 +74,6 @@ def direct_logit_attribution(
     known["kind"] = ("component", [block.kind for block in blocks for _ in block.labels])
     known["layer"] = ("component", [block.layer for block in blocks for _ in block.labels])
     return found.assign_coords(known)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A cached run, at the positions that are asked for."""
-
-    model: HookedGPT
-    cache: ActivationCache
-    chosen: Positions | None
-    n_prompts: int
-    n_pos: int
-
-    @classmethod
-    def of(cls, model: HookedGPT, cache: ActivationCache, pos: PosSlice) -> "_Run":
-        if cache.pos_slice is not None:
-            raise ValueError(f"this cache holds the positions pos_slice={cache.pos_slice} alone; make one of all")
-        last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
-        n_prompts, n_pos, _ = cache[last].shape if cache.has_batch_dim else (1, *cache[last].shape)
-        return cls(model, cache, positions(pos, n_pos, cache.attention_mask), n_prompts, n_pos)
-
-    @property
-    def is_one(self) -> bool:
-        return self.chosen is not None and self.chosen.is_one
-
-    @property
-    def columns(self) -> Sequence[int]:
-        """The positions, or where they differ from prompt to prompt, their numbers."""
-        own = self.own_columns
-        return own[0].tolist() if (own == own[:1]).all() else range(own.shape[1])
-
-    @property
-    def own_columns(self) -> Int[Tensor, "prompt pos"]:
-        """The position of each value in its prompt."""
-        return self._cut(torch.arange(self.n_pos, device=self.model.device).expand(self.n_prompts, -1))
-
-    def whole(self, name: str) -> Float[Tensor, "prompt ..."]:
-        """A value of the run, computed with in single precision at least."""
-        x = self.cache[name] if self.cache.has_batch_dim else self.cache[name][None]
-        return x.float() if x.dtype.itemsize == 2 else x
-
-    def at(self, name: str, axis: int = 1) -> Float[Tensor, "prompt ..."]:
-        """The same, at the positions that are asked for."""
-        return self._cut(self.whole(name), axis)
-
-    def _cut(self, x: Tensor, axis: int = 1) -> Tensor:
-        if self.chosen is None:
-            return x
-        found = self.chosen.of(x, axis)
-        return found.unsqueeze(axis) if self.is_one else found
-
-    def back(self, norm: Norm, name: str, direction: Direction) -> Direction:
-        """A direction behind a norm as it lies before it, the scale frozen."""
-        if isinstance(norm, NoNorm):
-            return direction
-        gained = direction if norm.w is None else direction * norm.w
-        return norm.centred(gained) / self.at(f"{name}.hook_scale")
 
 
 @dataclass(frozen=True)
@@ -163,7 +107,7 @@ class _Read:
         assert isinstance(direction, Tensor)
         return cls(direction[:, None], constant if constant is None else constant[:, None], answers, what)  # type: ignore[union-attr]
 
-    def of_run(self, run: _Run) -> tuple[Float[Tensor, "prompt pos"], Float[Tensor, "prompt pos"]]:
+    def of_run(self, run: CachedRun) -> tuple[Float[Tensor, "prompt pos"], Float[Tensor, "prompt pos"]]:
         """The model's own number, before a cap and after it."""
         model = run.model
         stream = run.at(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post")
@@ -193,7 +137,7 @@ class _Block:
     values: Tensor  # [part prompt pos], by source position [part prompt pos key_pos]
 
 
-def _parts(run: _Run, read: _Read, by: By) -> list[_Block]:
+def _parts(run: CachedRun, read: _Read, by: By) -> list[_Block]:
     """Every part, in order of computation; the direction is carried from the end of the stream to its beginning."""
     model, found, shape = run.model, list[_Block](), run.own_columns.shape
     direction, is_post = read.direction.expand(*shape, -1), model.cfg.norm_position == "post"
@@ -256,7 +200,7 @@ def _parts(run: _Run, read: _Read, by: By) -> list[_Block]:
 
 
 def _of_heads(
-    run: _Run, layer: int, toward: Float[Tensor, "prompt pos head d_head"], by: By
+    run: CachedRun, layer: int, toward: Float[Tensor, "prompt pos head d_head"], by: By
 ) -> Float[Tensor, "head prompt pos ..."]:
     """What heads write along their directions, in all or from each position that they look at."""
     if by == "head":

@@ -1,0 +1,142 @@
+"""The logit lens: what the model would say if it stopped at a layer (nostalgebraist, 2020).
+
+Lens l reads the stream before layer l, the embeddings first; the last reads the stream at its end and is the model.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from interp.cache import ActivationCache
+from interp.lens.run import CachedRun
+from interp.metrics import Answers, answer_ids, check_known
+from interp.model import HookedGPT
+from interp.recording import PosSlice
+
+if TYPE_CHECKING:
+    from xarray import Dataset
+else:
+    Dataset = Any
+
+Target = Answers | Literal["next"]
+Translate = Callable[[Float[Tensor, "row d_model"], int], Float[Tensor, "row d_model"]]
+_AT_ONCE = 2**24  # logits that are held at once
+
+
+@torch.no_grad()
+def logit_lens(
+    model: HookedGPT,
+    cache: ActivationCache,
+    target: Target | None = None,
+    *,
+    k: int = 5,
+    pos: PosSlice = None,
+    translate: Translate | None = None,
+    progress: bool = True,
+) -> Dataset:
+    """What each layer's stream says through the final norm and W_U: an `xarray.Dataset`, [layer prompt pos].
+
+    It has the `k` most probable tokens (`token`, `token_id`, `probability`, with an axis `top`), the `entropy`, and
+    `kl`, KL(model || lens), in nats. With `target` (a token for all prompts or one for each, ids [prompt pos], or
+    "next", the token that follows in the prompt) its `target_probability`, and `target_rank`, 0 where it is the most
+    probable. `translate(stream, layer)` is applied before the final norm to all but the last.
+    """
+    if not 1 <= k <= model.cfg.d_vocab_out:
+        raise ValueError(f"k={k}; allowed: 1 to {model.cfg.d_vocab_out}, the tokens that the model knows")
+    run, n_layers = CachedRun.of(model, cache, pos), model.cfg.n_layers
+    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(n_layers)] + [f"blocks.{n_layers - 1}.hook_resid_post"]
+    streams = [run.at(name).flatten(0, 1) for name in names]
+    wanted = None if target is None else _targets(run, target).flatten()
+    n_rows, n_at_once = len(streams[0]), max(1, _AT_ONCE // model.cfg.d_vocab_out)
+    made: dict[str, list[list[Tensor]]] = {}
+    with tqdm(total=n_rows * len(names), desc="lens", unit=" positions", delay=1.0, disable=not progress) as bar:
+        for first in range(0, n_rows, n_at_once):
+            rows = slice(first, first + n_at_once)
+            own = _log_probs(model, streams[-1][rows])
+            for layer, stream in enumerate(streams):
+                is_last = layer == n_layers
+                seen = stream[rows] if is_last or translate is None else translate(stream[rows], layer)
+                said = own if is_last else _log_probs(model, seen)
+                numbers = _numbers(said, own, k, None if wanted is None else wanted[rows])
+                for name, each in numbers.items():
+                    made.setdefault(name, [[] for _ in names])[layer].append(each)
+                bar.update(len(said))
+    shape = run.own_columns.shape
+    axes: dict[str, Sequence[Any]] = {"layer": range(len(names)), "prompt": range(shape[0]), "pos": run.columns}
+    found = {name: torch.stack(list(map(torch.cat, layers))).unflatten(1, shape) for name, layers in made.items()}
+    if run.is_one:
+        found = {name: values.squeeze(2) for name, values in found.items()}
+        del axes["pos"]
+    about = {"method": "logit lens" if translate is None else "tuned lens", "model": model.fingerprint()}
+    return _table(model, found, axes, about)
+
+
+def _targets(run: CachedRun, target: Target) -> Int[Tensor, "prompt pos"]:
+    """The token that is asked for at each position; -1: none."""
+    model, shape = run.model, run.own_columns.shape
+    if isinstance(target, str) and target == "next":
+        if (tokens := run.cache.tokens) is None:
+            raise ValueError("target='next': this cache does not know its tokens; give ids [prompt pos]")
+        tokens = torch.atleast_2d(tokens).to(model.device)
+        after = F.pad(tokens[:, 1:], (0, 1), value=-1)
+        if run.cache.attention_mask is not None:
+            after = after.masked_fill(~F.pad(torch.atleast_2d(run.cache.attention_mask).bool()[:, 1:], (0, 1)), -1)
+        return after.gather(1, run.own_columns)
+    if isinstance(target, Tensor) and target.ndim == 2:
+        if target.shape != shape:
+            raise ValueError(f"target: ids have shape {list(target.shape)}; [prompt pos] is {list(shape)}")
+        ids = target.to(model.device)
+    else:
+        ids = answer_ids(model, target).to(model.device)
+        if ids.shape[1] != 1 or len(ids) not in (1, shape[0]):
+            raise ValueError(f"target: one token for all prompts, or one for each of {shape[0]}; given: {target!r}")
+    check_known(ids, model.cfg.d_vocab_out)
+    return ids.expand(shape)
+
+
+def _log_probs(model: HookedGPT, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab_out"]:
+    logits = model.read_off(model.ln_final.unheard(stream.to(model.dtype))[None])[0]
+    return logits.to(stream.dtype).log_softmax(-1)
+
+
+def _numbers(
+    said: Float[Tensor, "row d_vocab_out"],
+    own: Float[Tensor, "row d_vocab_out"],
+    k: int,
+    wanted: Int[Tensor, " row"] | None,
+) -> dict[str, Tensor]:
+    """What is reported of each row."""
+    best = said.topk(k, -1)
+    found = {
+        "token_id": best.indices,
+        "probability": best.values.exp(),
+        "entropy": torch.special.entr(said.exp()).sum(-1),
+        "kl": F.kl_div(said, own, reduction="none", log_target=True).sum(-1),
+    }
+    if wanted is not None:
+        log_prob = said.gather(1, wanted.clamp(min=0)[:, None])
+        is_asked = wanted >= 0
+        found["target_probability"] = torch.where(is_asked, log_prob[:, 0].exp(), torch.nan)
+        found["target_rank"] = torch.where(is_asked, (said > log_prob).sum(-1).to(said.dtype), torch.nan)
+    return found
+
+
+def _table(
+    model: HookedGPT, found: dict[str, Tensor], axes: dict[str, Sequence[Any]], about: dict[str, Any]
+) -> Dataset:
+    from xarray import Dataset
+
+    ids = found["token_id"].cpu().numpy()
+    listed = np.unique(ids)
+    texts = list(map(str, listed)) if model.tokenizer is None else model.tokenizer.token_strings(listed.tolist())
+    arrays = {name: values.cpu().numpy() for name, values in found.items()}
+    arrays = {"token": np.array(texts, dtype=object)[np.searchsorted(listed, ids)], **arrays}
+    coords = {**axes, "top": range(ids.shape[-1])}
+    names = [*axes, "top"]
+    return Dataset({name: (names[: x.ndim], x) for name, x in arrays.items()}, coords=coords, attrs=about)
