@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from interp.metrics import AnyMetric, name_of
@@ -40,9 +42,16 @@ def provenance(model: HookedGPT, metric: AnyMetric, tokens: Tensor, method: str)
 
 def token_labels(model: HookedGPT, tokens: Tensor) -> list[str]:
     """A label for each position: its index, and its token where all prompts have the same one there."""
-    ids, same = tokens[0].tolist(), (tokens == tokens[:1]).all(0).tolist()
-    texts = list(map(str, ids)) if model.tokenizer is None else model.tokenizer.token_strings(ids)
+    texts, same = token_texts(model, tokens[0]), (tokens == tokens[:1]).all(0).tolist()
     return [f"{i} {text}" if is_same else str(i) for i, (text, is_same) in enumerate(zip(texts, same, strict=True))]
+
+
+def token_texts(model: HookedGPT, ids: Int[Tensor, "*any"]) -> np.ndarray:
+    """The text of each token, or without a tokenizer its id."""
+    listed, where = ids.cpu().unique(return_inverse=True)
+    known = listed.tolist()
+    texts = list(map(str, known)) if model.tokenizer is None else model.tokenizer.token_strings(known)
+    return np.array(texts, dtype=object)[where.numpy()]
 
 
 def as_tokens(model: HookedGPT, prompts: Any, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -2,5 +2,7 @@
 
 from interp.lens.attribution import direct_logit_attribution
 from interp.lens.layers import logit_lens
+from interp.lens.patchscope import patchscope
+from interp.lens.streams import stream_statistics
 
-__all__ = ["direct_logit_attribution", "logit_lens"]
+__all__ = ["direct_logit_attribution", "logit_lens", "patchscope", "stream_statistics"]

@@ -6,7 +6,6 @@ Lens l reads the stream before layer l, the embeddings first; the last reads the
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -18,6 +17,7 @@ from interp.lens.run import CachedRun
 from interp.metrics import Answers, answer_ids, check_known
 from interp.model import HookedGPT
 from interp.recording import PosSlice
+from interp.results import token_texts
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -132,11 +132,8 @@ def _table(
 ) -> Dataset:
     from xarray import Dataset
 
-    ids = found["token_id"].cpu().numpy()
-    listed = np.unique(ids)
-    texts = list(map(str, listed)) if model.tokenizer is None else model.tokenizer.token_strings(listed.tolist())
-    arrays = {name: values.cpu().numpy() for name, values in found.items()}
-    arrays = {"token": np.array(texts, dtype=object)[np.searchsorted(listed, ids)], **arrays}
-    coords = {**axes, "top": range(ids.shape[-1])}
+    arrays = {"token": token_texts(model, found["token_id"])}
+    arrays |= {name: values.cpu().numpy() for name, values in found.items()}
+    coords = {**axes, "top": range(found["token_id"].shape[-1])}
     names = [*axes, "top"]
     return Dataset({name: (names[: x.ndim], x) for name, x in arrays.items()}, coords=coords, attrs=about)
