@@ -3,6 +3,7 @@
 from interp.lens.attribution import direct_logit_attribution
 from interp.lens.layers import logit_lens
 from interp.lens.patchscope import patchscope
+from interp.lens.probes import Probe, linear_probe
 from interp.lens.streams import stream_statistics
 
-__all__ = ["direct_logit_attribution", "logit_lens", "patchscope", "stream_statistics"]
+__all__ = ["Probe", "direct_logit_attribution", "linear_probe", "logit_lens", "patchscope", "stream_statistics"]
