@@ -5,5 +5,15 @@ from interp.lens.layers import logit_lens
 from interp.lens.patchscope import patchscope
 from interp.lens.probes import Probe, linear_probe
 from interp.lens.streams import stream_statistics
+from interp.lens.tuned import TunedLens, tuned_lens
 
-__all__ = ["Probe", "direct_logit_attribution", "linear_probe", "logit_lens", "patchscope", "stream_statistics"]
+__all__ = [
+    "Probe",
+    "TunedLens",
+    "direct_logit_attribution",
+    "linear_probe",
+    "logit_lens",
+    "patchscope",
+    "stream_statistics",
+    "tuned_lens",
+]

@@ -58,11 +58,11 @@ def logit_lens(
     with tqdm(total=n_rows * len(names), desc="lens", unit=" positions", delay=1.0, disable=not progress) as bar:
         for first in range(0, n_rows, n_at_once):
             rows = slice(first, first + n_at_once)
-            own = _log_probs(model, streams[-1][rows])
+            own = log_probs(model, streams[-1][rows])
             for layer, stream in enumerate(streams):
                 is_last = layer == n_layers
                 seen = stream[rows] if is_last or translate is None else translate(stream[rows], layer)
-                said = own if is_last else _log_probs(model, seen)
+                said = own if is_last else log_probs(model, seen)
                 numbers = _numbers(said, own, k, None if wanted is None else wanted[rows])
                 for name, each in numbers.items():
                     made.setdefault(name, [[] for _ in names])[layer].append(each)
@@ -100,7 +100,8 @@ def _targets(run: CachedRun, target: Target) -> Int[Tensor, "prompt pos"]:
     return ids.expand(shape)
 
 
-def _log_probs(model: HookedGPT, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab_out"]:
+def log_probs(model: HookedGPT, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab_out"]:
+    """What the final norm and W_U make of streams."""
     logits = model.read_off(model.ln_final.unheard(stream.to(model.dtype))[None])[0]
     return logits.to(stream.dtype).log_softmax(-1)
 

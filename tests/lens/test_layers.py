@@ -75,13 +75,13 @@ def test_positions_go_in_parts_and_no_more_than_these_are_held(monkeypatch: pyte
     model = variant("gpt2")
     _, cache = model.run_with_cache(some_tokens())
     whole = logit_lens(model, cache, "next", progress=False)
-    sizes, log_probs = [], layers._log_probs
+    sizes, log_probs = [], layers.log_probs
 
     def watched(model: HookedGPT, stream: Tensor) -> Tensor:
         sizes.append(len(stream))
         return log_probs(model, stream)
 
-    monkeypatch.setattr(layers, "_log_probs", watched)
+    monkeypatch.setattr(layers, "log_probs", watched)
     monkeypatch.setattr(layers, "_AT_ONCE", 4 * 13 + 5)
     parts = logit_lens(model, cache, "next", progress=False)
     assert max(sizes) == 4
