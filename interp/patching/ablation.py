@@ -54,6 +54,10 @@ def ablation(
         raise ValueError(
             f"mode={mode!r}, order={order!r}; allowed: mode 'single', 'pairs', 'cumulative', order 'given', 'greedy'"
         )
+    if kind not in ("zero", "mean", "mean_per_position", "resample", "knockout"):
+        raise ValueError(f"kind={kind!r}; allowed: 'zero', 'mean', 'mean_per_position', 'resample', 'knockout'")
+    if n_steps is not None and n_steps < 1:
+        raise ValueError(f"n_steps={n_steps}; take away at least 1")
     if mode != "cumulative" and (order != "given" or n_steps is not None):
         raise ValueError(f"order and n_steps are of mode='cumulative'; mode={mode!r}")
     if order == "greedy" and file is not None:
@@ -106,7 +110,7 @@ def interaction(pairs: Result) -> Result:
     alone = torch.from_numpy(effect.to_numpy()).diagonal(dim1=0, dim2=1).T  # [site prompt]
     beyond = torch.from_numpy(effect.to_numpy()) - alone[:, None] - alone[None]
     beyond[torch.arange(n), torch.arange(n)] = 0.0
-    return effect.copy(data=beyond.numpy()).rename("interaction")
+    return effect.copy(data=beyond.numpy()).rename("interaction").drop_vars("base")
 
 
 def _cumulative(

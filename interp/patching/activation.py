@@ -99,5 +99,7 @@ def _check_alike(clean: Tensor, corrupted: Tensor, mask: Tensor | None, corrupte
             f"clean has {list(clean.shape)} tokens and corrupted {list(corrupted.shape)}: patching puts position for "
             "position, so both need as many"
         )
-    if mask is not None and (corrupted_mask is None or not torch.equal(mask, corrupted_mask)):
+    every = torch.ones_like(clean, dtype=torch.bool)
+    is_alike = torch.equal(every if mask is None else mask, every if corrupted_mask is None else corrupted_mask)
+    if not is_alike:
         raise ValueError("clean and corrupted prompts are padded differently: position for position, tokens must align")

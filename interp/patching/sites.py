@@ -21,7 +21,11 @@ def sites_of(
     if not isinstance(site, str):
         groups = [(each,) if isinstance(each, Site) else tuple(each) for each in site]
         return {"site": [" + ".join(map(label, group)) for group in groups]}, groups
-    chosen = range(model.cfg.n_layers) if layers is None else [layer % model.cfg.n_layers for layer in layers]
+    n_layers = model.cfg.n_layers
+    wanted_layers = range(n_layers) if layers is None else list(layers)
+    if not wanted_layers or any(not -n_layers <= layer < n_layers for layer in wanted_layers):
+        raise ValueError(f"layers={layers}; allowed: some of {-n_layers} to {n_layers - 1}")
+    chosen = [layer % n_layers for layer in wanted_layers]
     kinds = Site(site, layer=chosen[0]).point(model).axes.split()
     has_heads = bool({"head", "kv_head"} & set(kinds))
     wanted = ("head" if has_heads else "pos",) if by is None else (by,) if isinstance(by, str) else tuple(by)
@@ -40,7 +44,7 @@ def sites_of(
         for each in product(*(ranges[axis] for axis in inner))
     ]
     labels = {**ranges, "pos": token_labels(model, tokens)}
-    return {"layer": list(chosen), **{axis: labels[axis] for axis in inner}}, groups
+    return {"layer": chosen, **{axis: labels[axis] for axis in inner}}, groups
 
 
 def label(site: Site) -> str:

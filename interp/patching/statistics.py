@@ -27,7 +27,8 @@ def summary(result: Result, *, level: float = 0.95, n_resamples: int = 4_000, se
         raise ValueError(f"summary is over prompts; the result has the axes {list(result.dims)}")
     if not 0 < level < 1 or n_resamples < 1:
         raise ValueError(f"level={level}, n_resamples={n_resamples}; level lies between 0 and 1, n_resamples from 1")
-    effect = (result - result.base if "base" in result.coords else result).transpose(..., "prompt")
+    is_metric = result.name == "metric" and "base" in result.coords  # a difference that was taken has lost its name
+    effect = (result - result.base if is_metric else result).transpose(..., "prompt")
     values = torch.from_numpy(effect.to_numpy()).double()
     cells, n = values.flatten(0, -2), values.shape[-1]
     draw = torch.Generator().manual_seed(seed)

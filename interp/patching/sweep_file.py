@@ -127,12 +127,12 @@ def _about(base: Base, metric: AnyMetric, rows: Sequence[Row], unchanged: Tensor
     name = metric.name if isinstance(metric, Metric) else getattr(metric, "__qualname__", type(metric).__qualname__)
     held = [cell.cell_contents for cell in getattr(reads, "__closure__", None) or ()]
     answers = [each for each in held if isinstance(each, Tensor) and not each.is_floating_point()]
-    columns = metric.positions if isinstance(metric, Metric) else None
+    choices = [metric.positions, metric.zero, metric.unit, metric.answers] if isinstance(metric, Metric) else []
     return _FORMAT | {
         "model": base.model.fingerprint(),
         "prompts": _digest([base.tokens, base.mask]),
         "sites": _digest([*rows, *(edit for _, edit in base.outer)]),
-        "metric": f"{name} {_digest([columns, *answers])}",
+        "metric": f"{name} {_digest([*choices, *answers])}",
         "unchanged": unchanged.double().tolist(),
     }
 
@@ -169,4 +169,4 @@ def _are_close(found: Any, expected: list[float]) -> bool:
     if not isinstance(found, list) or len(found) != len(expected):
         return False
     here, there = torch.tensor(expected, dtype=torch.float64), torch.tensor(found, dtype=torch.float64)
-    return bool(((here - there).abs() <= 0.01 * here.abs().max().clamp(min=1e-30)).all())
+    return bool(((here - there).abs() <= 0.01 * here.abs().max().clamp(min=1e-3)).all())

@@ -120,6 +120,32 @@ def test_means_of_a_reference_set() -> None:
     close(found, one_by_one(model, tokens, METRIC, sites))
 
 
+def test_padding_of_a_reference_set_is_left_out_of_its_mean() -> None:
+    model, tokens = model_of("gpt2"), some_tokens()
+    found = ablation(
+        model, tokens, "mlp_out", METRIC, by=(), kind="mean", reference=tokens, reference_mask=padding(), progress=False
+    )
+    _, cache = model.run_with_cache(tokens, attention_mask=padding())
+    sites = [[(n, to(cache[n][padding()].mean(0)))] for n in (f"blocks.{i}.hook_mlp_out" for i in range(2))]
+    close(found, one_by_one(model, tokens, METRIC, sites))
+
+
+def test_another_seed_takes_other_prompts_values() -> None:
+    model, site = model_of("gpt2"), [Site("z", 1)]
+    found = [
+        ablation(model, some_tokens(), site, METRIC, kind="resample", seed=seed, progress=False) for seed in range(6)
+    ]
+    assert len({round(float(each.sum()), 9) for each in found}) == 2  # so many ways to give three prompts another's
+
+
+def test_heads_of_keys_are_as_many_as_there_are_and_layers_count_from_the_end_too() -> None:
+    model, tokens = model_of("llama"), some_tokens()
+    found = ablation(model, tokens, "k", METRIC, layers=[-1], progress=False)
+    sites = [[("blocks.1.attn.hook_k", to(0.0, slice(None), slice(None), head))] for head in range(2)]
+    close(found[0], one_by_one(model, tokens, METRIC, sites))
+    assert found.layer.values.tolist() == [1]
+
+
 def test_a_query_no_longer_sees_a_key() -> None:
     model, tokens = model_of("gpt2"), some_tokens()
     found = ablation(
@@ -168,11 +194,14 @@ def test_more_and_more_of_them() -> None:
     ]
     gone: list[tuple[str, Change]] = []
     left = [(name, to(0.0, slice(None), slice(None), h)) for name, h in names]
+    untaken = list(names)
     for step in range(3):
         tried = one_by_one(model, tokens, METRIC, [[*gone, each] for each in left])
         best = int(tried.mean(1).argmin())
         close(greedy[step], tried[best])
         gone.append(left.pop(best))
+        layer, head = divmod(names.index(untaken.pop(best)), model.cfg.n_heads)
+        assert greedy.site[step] == f"z layer {layer} head {head}"
 
 
 def test_what_cannot_be_ablated() -> None:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,8 +10,9 @@ from interp.interventions import Ablate, Patch, Site, Steer
 from interp.patching import activation_patching, engine
 from interp.patching.engine import Base, Packed, Row
 from interp.patching.sweep import Sweep
+from interp.tokenization import Tokenizer
 from tests.patching.oracle import one_by_one, put
-from tests.variants import VARIANTS, some_tokens, variant
+from tests.variants import VARIANTS, config, some_tokens, variant
 
 CAUSAL = [name for name in VARIANTS if VARIANTS[name].get("attention_dir") != "bidirectional"]
 POINTS = (
@@ -65,6 +68,39 @@ def test_packed_rows_are_the_runs_made_alone(name: str, side: str | None) -> Non
     rows += [Row(2, (Steer(Site("resid_post", 0, pos=-2), torch.ones(14, dtype=torch.float64)), *end))]
     wanted = torch.tensor([[0, 4, 6], [5, 3, 3], [6, 6, 2]])
     assert_as_alone(model, tokens, mask, rows, wanted)
+    split = {point.name for point in model.blocks[-1].split_points}
+    kept = [i for i, row in enumerate(rows) if not any(edit.site.point(model).name in split for edit in row.edits)]
+    base = Base(model, tokens, mask)
+    packed = lambda some: Packed(base, [base.prepared(rows[i]) for i in some], wanted).logits()
+    # without those rows, only the wanted positions ask in the last layer
+    torch.testing.assert_close(packed(kept), packed(range(len(rows)))[kept], rtol=0, atol=1e-10)
+
+
+def test_a_lone_row_leaves_what_lies_before_it_as_it_was() -> None:
+    model = variant("gpt2", torch.float64)
+    row = Row(0, (Steer(Site("resid_pre", 0, pos=6), torch.arange(14.0)),))
+    assert_as_alone(model, some_tokens(), None, [row], torch.tensor([[0, 6]] * 3))
+
+
+def test_a_patch_after_another_edit_acts_where_both_runs_are_alike_too() -> None:
+    model, tokens = variant("gpt2", torch.float64), some_tokens()
+    others = tokens.clone()
+    others[:, 4] = (tokens[:, 4] + 1) % 13
+    _, cache = model.run_with_cache(others)
+    site = Site("resid_pre", 0)
+    rows = [Row(prompt, (Ablate(site), Patch(site, cache["resid_pre", 0]))) for prompt in range(3)]
+    assert_as_alone(model, tokens, None, rows, torch.tensor([[2, 6]] * 3))
+
+
+def test_rows_that_change_different_parts_of_one_place_are_kept_apart() -> None:
+    model, basis = variant("gpt2", torch.float64), torch.eye(14, dtype=torch.float64)
+    sites = [
+        *(Site("resid_pre", 1, pos=5, subspace=basis[:, [i]]) for i in range(3)),
+        *(Site("resid_pre", 1, pos=5, neuron=i) for i in (3, 4)),
+        *(Site("z", 1, head=i, neuron=2) for i in range(3)),
+    ]
+    rows = [Row(i % 3, (Ablate(site),)) for i, site in enumerate(sites)]
+    assert_as_alone(model, some_tokens(), None, rows, torch.tensor([[5, 6]] * 3))
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -143,6 +179,18 @@ def test_the_logits_of_answers_alone_give_the_metric(name: str) -> None:
         metrics.narrowed(few, 10)
 
 
+def test_a_row_that_begins_between_the_positions_a_metric_reads_is_run() -> None:
+    model, clean = variant("gpt2"), some_tokens()
+    corrupted, metric = (clean + 4) % 13, metrics.kl(model, clean, pos=[1, 4])
+    found = activation_patching(model, clean, corrupted, "resid_pre", metric, layers=[1], progress=False)
+    _, cache = model.run_with_cache(clean)
+    sites = [[("blocks.1.hook_resid_pre", put(cache["resid_pre", 1], slice(None), pos))] for pos in range(7)]
+    alone = one_by_one(model, corrupted, metric, sites)
+    torch.testing.assert_close(torch.from_numpy(found.values[0]).float(), alone, rtol=1e-5, atol=1e-5)
+    assert (found.values[0, 4] != found.base.values).all()
+    assert found.attrs["rows"] == 3 * 5
+
+
 def test_two_runs_made_together_are_the_runs_made_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     model, clean, mask = variant("llama", torch.float64), some_tokens(), padded("left")
     names = ["blocks.1.hook_resid_pre", "blocks.0.attn.hook_pattern"]
@@ -178,8 +226,37 @@ def test_patching_a_run_into_itself_changes_nothing_and_the_whole_stream_changes
     metric = metrics.logit_diff(model, 3, 5, clean=clean, corrupted=corrupted)
     nothing = activation_patching(model, clean, clean, "z", metric, progress=False)
     torch.testing.assert_close(torch.from_numpy(nothing.values.mean(-1)).float(), torch.ones(nothing.shape[:2]))
+    assert nothing.attrs["rows"] == 0
     everything = activation_patching(model, clean, corrupted, "resid_post", metric, by="layer", progress=False)
     assert everything.dims == ("layer", "prompt")
     torch.testing.assert_close(torch.from_numpy(everything.values.mean(-1)).float(), torch.ones(2))
     none = activation_patching(model, clean, corrupted, [()], metric, progress=False)
     assert abs(float(none.mean())) < 1e-6
+
+
+def test_prompts_that_are_padded_differently_are_refused() -> None:
+    tokenizer = Tokenizer.bytes()
+    model = HookedGPT(config("gpt2", d_vocab=tokenizer.d_vocab, n_ctx=32), tokenizer).eval()
+    metric = metrics.logit(model, 3)
+    with pytest.raises(ValueError, match="padded differently: position for position, tokens must align"):
+        activation_patching(model, ["abc", "d"], ["a", "bcd"], "z", metric, progress=False)
+    with pytest.raises(ValueError, match=r"clean has \[2, 4\] tokens and corrupted \[2, 3\]"):
+        activation_patching(model, ["abc", "d"], ["ab", "d"], "z", metric, progress=False)
+
+
+def test_layers_that_the_model_has_not_are_refused_and_negative_ones_count_from_the_end() -> None:
+    model, clean, metric = variant("gpt2"), some_tokens(), metrics.loss()
+    how: dict[str, Any] = {"metric": metric, "progress": False}
+    for layers in ([5], [-3], []):
+        with pytest.raises(ValueError, match=r"layers=\[.*\]; allowed: some of -2 to 1"):
+            activation_patching(model, clean, clean.roll(1, 0), "z", layers=layers, **how)
+    last = activation_patching(model, clean, clean.roll(1, 0), "z", layers=[-1], **how)
+    assert last.layer.values.tolist() == [1]
+
+
+def test_padding_of_either_run_alone_is_refused() -> None:
+    model, tokens = variant("gpt2", d_vocab=270), Tokenizer.train(["abc def"] * 3, d_vocab=262, progress=False)
+    model.tokenizer = tokens
+    for clean, corrupted in ((["abc", "def"], ["abc", "d"]), (["abc", "d"], ["abc", "def"])):
+        with pytest.raises(ValueError, match=r"padded differently|both need as many"):
+            activation_patching(model, clean, corrupted, "z", metrics.loss(), progress=False)

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from interp.patching import summary
+from interp import metrics
+from interp.patching import ablation, interaction, summary
 from interp.results import Result, labelled
+from tests.variants import some_tokens, variant
 
 
 def effects(n: int, *means: float) -> tuple[Result, np.ndarray]:
@@ -56,9 +58,23 @@ def test_one_prompt_tells_no_spread() -> None:
     assert found["p"] == 1
 
 
+def test_prompts_may_be_any_axis() -> None:
+    result, _ = effects(9, 0.0, 1.0)
+    assert summary(result.T).identical(summary(result))
+
+
 def test_what_has_no_prompts_has_no_summary() -> None:
     result, _ = effects(4, 1.0)
     with pytest.raises(ValueError, match="over prompts"):
         summary(result.mean("prompt"))
     with pytest.raises(ValueError, match=r"level=1\.5"):
         summary(result, level=1.5)
+
+
+def test_an_effect_that_was_taken_already_is_not_taken_again() -> None:
+    model, tokens = variant("gpt2"), some_tokens()
+    found = ablation(model, tokens, "mlp_out", metrics.loss(), by=(), mode="pairs", progress=False)
+    effect = summary(found)["mean"]
+    np.testing.assert_allclose(summary(found - found.base)["mean"], effect)
+    np.testing.assert_allclose(summary(interaction(found))["mean"], interaction(found).mean("prompt"))
+    assert "base" not in interaction(found).coords

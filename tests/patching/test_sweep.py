@@ -13,7 +13,7 @@ from interp import GPTConfig, HookedGPT, metrics
 from interp.interventions import Ablate, Patch, Site, Steer
 from interp.patching import sweep as sweeps
 from interp.patching.engine import Base, Packed, Row
-from interp.patching.memory import Peak
+from interp.patching.memory import Chunks, Job, Peak, is_out_of_memory
 from interp.patching.sweep import Sweep, label
 from tests.patching.swept import first_logit, one_of_several, rows_of, small_sweep
 from tests.peak_memory import peak_bytes
@@ -41,6 +41,8 @@ def test_a_value_that_is_no_number_is_refused_with_its_site(value: float) -> Non
     sweep = Sweep(Base(model, some_tokens()), spoiled(at, value), progress=False)
     with pytest.raises(ValueError, match=f"spoiled_logit is {value} for prompt 1: Patch z layer 1 head 2; in the base"):
         sweep.values(rows)
+    with pytest.raises(ValueError, match="prompt 1: Patch z layer 1 head 2; in the base"):
+        sweep.values(rows[at : at + 1])
 
 
 def test_a_base_run_that_gives_no_number_is_named_as_such() -> None:
@@ -66,6 +68,19 @@ def test_a_metric_of_another_shape_is_named_with_the_site_that_its_chunk_begins_
     with pytest.raises(ValueError, match="gave shape") as caught:
         Sweep(Base(model, some_tokens()), lambda logits: logits, progress=False).values(rows)
     assert caught.value.__notes__ == ["in the base run, where nothing is changed"]
+
+
+def test_rows_that_no_run_can_have_are_refused() -> None:
+    base, good = Base(variant("gpt2"), some_tokens()), Site("z", 1)
+    rows = {
+        r"pos \[7\] is out of range: there are 7": Row(0, (Ablate(Site("z", 1, pos=7)), Ablate(good))),
+        "not hook_embed, but resid_pre": Row(0, (Ablate(Site("embed")),)),
+        "prompt 3 is out of range: there are 3": Row(3, (Ablate(good),)),
+        "prompt -1 is out of range: there are 3": Row(-1, (Ablate(good),)),
+    }
+    for message, row in rows.items():
+        with pytest.raises((IndexError, ValueError), match=message):
+            Sweep(base, first_logit, progress=False).values([row])
 
 
 def test_labels_name_all_that_a_row_changes() -> None:
@@ -168,6 +183,22 @@ def test_a_chunk_that_runs_out_of_memory_is_halved(monkeypatch: pytest.MonkeyPat
         Sweep(base, first_logit, progress=False).values(rows)
 
 
+def test_out_of_memory_is_known_on_a_cpu_too() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**58)
+    assert is_out_of_memory(raised.value)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_chunks_grow_as_it_is_learned_how_little_one_more_job_needs() -> None:
+    def once(indices: list[int]) -> torch.Tensor:
+        return torch.empty(1000 + 10 * len(indices), dtype=torch.uint8)[: len(indices)]
+
+    jobs = [Job(i, "alike", 1) for i in range(71)]
+    sizes = [len(indices) for indices, _ in Chunks(torch.device("cpu"), 4000).run(jobs, once)]
+    assert sizes == [1, 3, 8, 19, 40]
+
+
 # Files
 
 
@@ -259,18 +290,49 @@ def test_the_file_of_another_sweep_is_refused_and_left_as_it_is(tmp_path: Path) 
         assert path.read_bytes() == before
 
 
-def test_metrics_that_are_called_alike_are_told_apart_by_their_answers(tmp_path: Path) -> None:
+def test_metrics_that_are_called_alike_are_told_apart_by_their_answers_and_positions(tmp_path: Path) -> None:
     model = variant("gpt2")
     base, rows = Base(model, some_tokens()), rows_of(model)
-    tokens = model(some_tokens())[:, -1].argsort(-1)[0].tolist()
-    one, other = (metrics.accuracy(model, token) for token in tokens[:2])  # 0 on the base run, both of them
+    tokens = model(some_tokens())[:, -2:].sum(1).argsort(-1)[0].tolist()
+    one, *others = (  # 0 on the base run, all of them
+        metrics.accuracy(model, token, pos=pos) for token, pos in ((tokens[0], -1), (tokens[1], -1), (tokens[0], -2))
+    )
     Sweep(base, one, progress=False, file=tmp_path / "sweep").values(rows)
-    with pytest.raises(ValueError, match="not the same metric"):
-        Sweep(base, other, progress=False, file=tmp_path / "sweep").values(rows)
+    for other in others:
+        sweep = Sweep(base, other, progress=False, file=tmp_path / "sweep")
+        assert not sweep.base_values().any()
+        with pytest.raises(ValueError, match="not the same metric"):
+            sweep.values(rows)
+
+
+def test_scaled_logits_of_other_answers_are_told_apart_and_rounding_is_not(tmp_path: Path) -> None:
+    model, tokens = variant("gpt2"), some_tokens()
+    base, rows = Base(model, tokens[1:2]), [Row(0, (Ablate(Site("z", 1, head=head)),)) for head in range(3)]
+
+    def scaled(correct: int, wrong: int) -> metrics.Metric:  # all are 0 on the base run
+        return metrics.logit_diff(model, correct, wrong, clean=tokens[:1], corrupted=tokens[1:2])
+
+    Sweep(base, scaled(1, 0), progress=False, file=tmp_path / "sweep").values(rows)
+    for other in (scaled(3, 1), scaled(1, 3)):
+        with pytest.raises(ValueError, match="not the same metric"):
+            Sweep(base, other, progress=False, file=tmp_path / "sweep").values(rows)
+    near = metrics.kl(model, tokens[1:2])
+    kept = Sweep(base, near, progress=False, file=tmp_path / "near").values(rows)
+    again = Sweep(base, near, 10**6, progress=False, file=tmp_path / "near")
+    again.unchanged = again.base_values() + 1e-7
+    torch.testing.assert_close(again.values(rows), kept)
 
 
 @pytest.mark.parametrize(
-    "content", [b"my notes", b"my notes\n", b"{}\n", b'{"format": "interp edits"}\n', b"\xff\n[1]\n"]
+    "content",
+    [
+        b"my notes",
+        b"my notes\n",
+        b"{}\n",
+        b'{"format": "interp edits"}\n',
+        b"\xff\n[1]\n",
+        b'{"format": "interp sweep", "version": 2}\n',
+    ],
 )
 def test_a_file_that_holds_something_else_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "sweep"
