@@ -30,6 +30,7 @@ def ways(model: HookedGPT) -> list[By]:
     return [by for by in WAYS if by != "neuron" or not model.cfg.attn_only]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_parts_sum_to_the_models_own_logit(name: str, dtype: torch.dtype) -> None:

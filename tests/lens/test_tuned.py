@@ -96,6 +96,7 @@ def one_of_two(rank: int, port: int, out: str) -> None:
     torch.save((lens.weight, log), f"{out}.{rank}")
 
 
+@pytest.mark.slow
 def test_two_processes_share_each_batch_and_learn_the_same(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,0 +1,24 @@
+"""Figures: labelled results in, `plotly` figures out. A result's axes name the figure's; prompts are averaged over."""
+
+try:
+    import plotly  # noqa: F401
+except ImportError as error:
+    raise ImportError("interp.plots draws with plotly, which is not installed: pip install interp[plots]") from error
+
+from interp.plots.bars import attribution_bars, bars
+from interp.plots.curves import training_curves
+from interp.plots.graphs import composition_graph
+from interp.plots.heatmap import heatmap, patterns
+from interp.plots.sweeps import sweep
+from interp.plots.tables import lens_table
+
+__all__ = [
+    "attribution_bars",
+    "bars",
+    "composition_graph",
+    "heatmap",
+    "lens_table",
+    "patterns",
+    "sweep",
+    "training_curves",
+]
