@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.model import HookedGPT
+from interp.model.linear import product
 from interp.results import Result, labelled
 from interp.weights import stream
 from interp.weights.circuits import ov_circuit, qk_circuit
@@ -46,11 +47,11 @@ def composition_scores(model: HookedGPT, kind: Kind | Literal["all"] = "all", *,
     pairs = len(kinds) * n_layers * (n_layers - 1) // 2
     with tqdm(total=pairs, desc="composition", unit=" pairs of layers", delay=1.0, disable=not progress) as bar:
         for receiver in range(1, n_layers):
-            reads = [_received(model, receiver, each) for each in kinds]
+            reads = torch.cat([_received(model, receiver, each) for each in kinds])
             for sender in range(receiver):
                 written = stream.carried(model, writes[sender], sender, receiver)
-                for i, read in enumerate(reads):
-                    scores[i, sender, :, receiver] = _scores(written, read).cpu()
+                found = _scores(written, reads).unflatten(1, (len(kinds), n_heads))
+                scores[:, sender, :, receiver] = found.movedim(1, 0).cpu()
                 bar.update(len(kinds))
     each_head = {"sender_layer": range(n_layers), "sender": range(n_heads)}
     axes = {**each_head, "receiver_layer": range(n_layers), "receiver": range(n_heads)}
@@ -71,7 +72,7 @@ def random_composition(d_model: int, d_head: int, n: int = 100, *, seed: int = 0
     scores = []
     for _ in range(n):
         V, O, Q, K = torch.randn(4, d_model, d_head, generator=draw, dtype=torch.float64)  # noqa: E741
-        sent, received = _triangle(V[None]) @ O.mT, Q @ _triangle(K[None]).mT
+        sent, received = _triangle(V[None]) @ O.mT, _triangle(K[None]) @ Q.mT
         scores.append(_scores(sent, received).item())
     return torch.tensor(scores)
 
@@ -111,12 +112,12 @@ def _sent(model: HookedGPT, layer: int) -> Float[Tensor, "head d_head d_model"]:
     return _triangle(stream.W_V(model, layer)) @ stream.W_O(model, layer)
 
 
-def _received(model: HookedGPT, layer: int, kind: Kind) -> Float[Tensor, "head d_model d_head"]:
+def _received(model: HookedGPT, layer: int, kind: Kind) -> Float[Tensor, "head d_head d_model"]:
     """What heads read, with the other end of their circuit turned into d_head coordinates."""
     if kind == "V":
-        return stream.W_V(model, layer) @ _triangle(stream.W_O(model, layer).mT).mT
+        return _triangle(stream.W_O(model, layer).mT) @ stream.W_V(model, layer).mT
     W_Q, W_K = stream.W_Q(model, layer), stream.W_K(model, layer)
-    return W_Q @ _triangle(W_K).mT if kind == "Q" else W_K @ _triangle(W_Q).mT
+    return _triangle(W_K) @ W_Q.mT if kind == "Q" else _triangle(W_Q) @ W_K.mT
 
 
 def _triangle(W: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "head rank d_head"]:
@@ -125,10 +126,10 @@ def _triangle(W: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "head ra
 
 
 def _scores(
-    writes: Float[Tensor, "sender rank d_model"], reads: Float[Tensor, "receiver d_model rank2"]
+    writes: Float[Tensor, "sender rank d_model"], reads: Float[Tensor, "receiver rank2 d_model"]
 ) -> Float[Tensor, "sender receiver"]:
-    """‖L R‖ / (‖L‖ ‖R‖) of each pair."""
-    together = writes.flatten(0, 1) @ reads.movedim(0, 1).flatten(1)
-    squares = together.square().unflatten(0, writes.shape[:2]).sum(1).unflatten(1, (len(reads), -1)).sum(-1)
+    """‖L R‖ / (‖L‖ ‖R‖) of each pair; of R, its transpose."""
+    together = product(writes.flatten(0, 1), reads.flatten(0, 1), None)
+    squares = together.square().unflatten(1, reads.shape[:2]).sum(-1).unflatten(0, writes.shape[:2]).sum(1)
     norms = torch.linalg.matrix_norm(writes)[:, None] * torch.linalg.matrix_norm(reads)
     return torch.where(norms > 0, squares.sqrt() / norms, 0)

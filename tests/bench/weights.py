@@ -29,7 +29,7 @@ def composition(model: HookedGPT) -> bool:
         report(f"{kind}-composition, all pairs of {12 * 12} heads, by a 4 × 128 pass", times[kind], times["forward"], 1)
         for kind in ("Q", "K", "V")
     ]
-    return all([*ok, report("Q-, K- and V-composition together", times["all"], times["forward"], 3)])
+    return all([*ok, report("Q-, K- and V-composition together", times["all"], times["forward"], 1)])
 
 
 def vocabulary(model: HookedGPT) -> bool:
