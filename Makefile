@@ -8,7 +8,7 @@ test: lint
 	$(BIN)/pytest
 
 quick: lint
-	$(BIN)/pytest -m "not slow" -x -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -x -q
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

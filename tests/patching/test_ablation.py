@@ -14,6 +14,8 @@ from interp.patching.ablation import Kind
 from tests.patching.oracle import Change, one_by_one
 from tests.variants import VARIANTS, some_tokens, variant
 
+pytestmark = pytest.mark.slow
+
 METRIC = metrics.loss()
 
 

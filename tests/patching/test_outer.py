@@ -21,6 +21,8 @@ from tests.patching.oracle import one_by_one, put
 from tests.patching.test_activation import assert_as_alone, padded
 from tests.variants import some_tokens, variant
 
+pytestmark = pytest.mark.slow
+
 Around = Callable[[HookedGPT], AbstractContextManager[Any]]
 
 

@@ -124,6 +124,7 @@ def test_what_is_measured_is_what_the_allocator_says() -> None:
     assert peak.bytes == pytest.approx(peak_bytes(packed), rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n_pos", "names"), [(16, ("resid_pre",)), (16, ("z", "pattern")), (128, ("mlp_out", "pattern")), (1024, ("z",))]
 )

@@ -11,6 +11,8 @@ from interp.zoo import planted
 from tests.variants import VARIANTS, variant
 from tests.weights import by_hand
 
+pytestmark = pytest.mark.slow
+
 close = torch.testing.assert_close
 DTYPES = {torch.float32: 1e-5, torch.float64: 1e-12}
 

@@ -10,6 +10,8 @@ from interp import HookedGPT
 from interp.weights import center_unembed, center_writes, fold_norms, fold_value_biases
 from tests.variants import VARIANTS, some_tokens, variant
 
+pytestmark = pytest.mark.slow
+
 close = torch.testing.assert_close
 Fold = Callable[[HookedGPT], HookedGPT]
 

@@ -15,6 +15,8 @@ from interp.zoo import planted
 from tests.variants import VARIANTS, config, variant
 from tests.weights import by_hand
 
+pytestmark = pytest.mark.slow
+
 close = torch.testing.assert_close
 SQUARE = [name for name in VARIANTS if "d_vocab_out" not in VARIANTS[name]]
 
