@@ -91,7 +91,7 @@ def attribution_patching(
         return torch.cat([base[None], reached[None], whole, *effects]).T
 
     chunks, everyone = Chunks(model.device, memory), list(range(n_prompts))
-    chunks.largest = max(chunks.largest, _AT_ONCE)
+    chunks.plan.largest = max(chunks.plan.largest, _AT_ONCE)
     if edits_in_force(model) != []:  # who listens may expect all prompts
         made = iter([(everyone, once(everyone))])
     else:

@@ -5,12 +5,16 @@
 2. A chunk is planned to need as much as that one, and for each more as much as one did in the chunk measured last; for
    one of more tokens, in proportion. So far as need grows no faster than tokens do, plans err on the safe side.
 3. Chunks that memory cuts short are measured in their turn. One that runs out of memory all the same is halved.
+
+What is planned depends on nothing but the jobs and what was learned so far (`Plan`): who takes both up again makes the
+same chunks.
 """
 
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -83,12 +87,36 @@ class Need:
 _UNKNOWN = Need(0.0, 0.0, 1.0)
 
 
+@dataclass
+class Plan:
+    """What decides how jobs are put into chunks."""
+
+    budget: int  # bytes
+    largest: int  # tokens of a chunk
+    needs: dict[str, Need] = field(default_factory=dict)  # of each kind that was measured
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> "Plan":
+        needs = {kind: Need(**need) for kind, need in found["needs"].items()}
+        return cls(found["budget"], found["largest"], needs)
+
+
 class Chunks:
     """Runs jobs in chunks that need no more memory than `given` (bytes); without it, half of what is free."""
 
     def __init__(self, device: torch.device, given: int | None = None) -> None:
-        self.device, self.given, self.largest = device, given, _LARGEST.get(device.type, 2**12)
-        self.needs: dict[str, Need] = {}
+        self.device, self.given = device, given
+        budget = _budget_of(device) if given is None else given
+        self.plan = Plan(budget, _LARGEST.get(device.type, 2**12))
+
+    def take_up(self, plan: Plan) -> None:
+        """Go on as planned before; a budget that was given holds all the same."""
+        self.plan = deepcopy(plan)
+        self.plan.budget = plan.budget if self.given is None else self.given
 
     def run(
         self, jobs: Iterable[Job], once: Callable[[list[int]], Tensor], are_small: bool = False
@@ -100,7 +128,7 @@ class Chunks:
         kinds = {kind: list(some) for kind, some in groupby(sorted(jobs, key=_kind), _kind)}  # sorting is stable
         is_unmeasured = are_small and self.given is None
         for kind, left in kinds.items():
-            if kind not in self.needs and not is_unmeasured:
+            if kind not in self.plan.needs and not is_unmeasured:
                 first = self._first(left)
                 yield [job.index for job in first], self._run(first, once, is_measured=True)
         for left in kinds.values():
@@ -113,19 +141,19 @@ class Chunks:
     def _first(self, left: list[Job]) -> list[Job]:
         """The heaviest job, taken from those left; where no budget was given, with as many more as hardly matter."""
         chosen = [left.pop(max(range(len(left)), key=lambda i: left[i].weight))]
-        n_tokens, most = chosen[0].n_tokens, min(_SMALL, self.largest)
+        n_tokens, most = chosen[0].n_tokens, min(_SMALL, self.plan.largest)
         while self.given is None and left and (n_tokens := n_tokens + left[0].n_tokens) <= most:
             chosen.append(left.pop(0))
         return chosen
 
     def _planned(self, left: list[Job]) -> tuple[list[Job], bool]:
         """As many of the jobs left as go together, and whether it was memory that allowed no more."""
-        budget = _PLANNED * (_budget_of(self.device) if self.given is None else self.given)
-        need, n_tokens = self.needs.get(left[0].kind, _UNKNOWN), left[0].n_tokens
+        budget = _PLANNED * self.plan.budget
+        need, n_tokens = self.plan.needs.get(left[0].kind, _UNKNOWN), left[0].n_tokens
         total = need.first
         for n, job in enumerate(left[1:], start=1):
             total, n_tokens = total + need.more(job), n_tokens + job.n_tokens
-            if total > budget or n_tokens > self.largest:
+            if total > budget or n_tokens > self.plan.largest:
                 return left[:n], total > budget
         return left, False
 
@@ -142,7 +170,7 @@ class Chunks:
         except RuntimeError as error:
             if not is_out_of_memory(error) or len(chunk) == 1:
                 raise
-        self.largest = max(1, sum(job.n_tokens for job in chunk) // 2)
+        self.plan.largest = max(1, sum(job.n_tokens for job in chunk) // 2)
         half = len(chunk) // 2
         return torch.cat([self._run(some, once, is_measured) for some in (chunk[:half], chunk[half:])])
 
@@ -150,8 +178,8 @@ class Chunks:
         if len(chunk) == 1 and self.given is not None and needed > self.given:
             raise ValueError(f"memory={self.given:,} bytes is too little: one row alone needs {needed:,}")
         kind, each = chunk[0].kind, needed / len(chunk)
-        first = max(each, self.needs[kind].first) if kind in self.needs else each
-        self.needs[kind] = Need(first, each, sum(job.n_tokens for job in chunk) / len(chunk))
+        first = max(each, self.plan.needs[kind].first) if kind in self.plan.needs else each
+        self.plan.needs[kind] = Need(first, each, sum(job.n_tokens for job in chunk) / len(chunk))
 
 
 def _kind(job: Job) -> str:

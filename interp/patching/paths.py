@@ -110,7 +110,7 @@ def path_patching(
         return torch.stack(found, 1)
 
     chunks = Chunks(model.device, memory)
-    chunks.largest = max(chunks.largest, _AT_ONCE)
+    chunks.plan.largest = max(chunks.plan.largest, _AT_ONCE)
     jobs = [Job(i, "path", base.n_pos) for i in range(len(rows))]
     values = torch.empty(len(hearing), len(rows), dtype=torch.float64)
     with tqdm(total=values.numel(), desc="path patching", unit=" rows", delay=1.0, disable=not progress) as bar:

@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -80,6 +80,7 @@ class Sweep:
     def values(self, rows: Sequence[Row]) -> Float[Tensor, " row"]:
         """The metric of each row, as if it had been run alone."""
         prepared = [self.base.prepared(row) for row in rows]
+        _ = self.base.allowed  # made now, or it would count as the need of the first chunk
         unchanged = self._finite_base_values(rows)
         values = unchanged[[row.prompt for row in rows]]
         last_wanted = self.wanted.max(1).values.tolist()
@@ -96,12 +97,16 @@ class Sweep:
             return values
         with self._saved(rows, unchanged) as saved:
             held = {} if saved is None else saved.saved
+            if saved is not None and saved.plan is not None:
+                self.chunks.take_up(saved.plan)
+            elif saved is not None:
+                saved.add([], values[:0], self.chunks.plan)
             for i, value in held.items():
                 values[i] = value
-            for chunk, found in self._run(rows, prepared, [i for i in moves if i not in held]):
+            for chunk, found in self._run(rows, prepared, moves, held):
                 values[chunk] = found
                 if saved is not None:
-                    saved.add(chunk, found)
+                    saved.add(chunk, found, self.chunks.plan)
         return values
 
     def _finite_base_values(self, rows: Sequence[Row]) -> Float[Tensor, " prompt"]:
@@ -119,9 +124,9 @@ class Sweep:
         return nullcontext() if self.file is None else SweepFile(self.file, self.base, self.metric, rows, unchanged)
 
     def _run(
-        self, rows: Sequence[Row], prepared: list[Prepared], wanted: list[int]
+        self, rows: Sequence[Row], prepared: list[Prepared], wanted: list[int], held: Container[int] = ()
     ) -> Iterator[tuple[list[int], Float[Tensor, " row"]]]:
-        """The values of those rows that are wanted, chunk by chunk."""
+        """The values of those rows that are wanted and not held already, chunk by chunk."""
 
         def once(chunk: list[int]) -> Tensor:
             logits, n_tokens = self._pass([prepared[i] for i in chunk])
@@ -137,9 +142,12 @@ class Sweep:
             chunks = ((chunk, once(chunk)) for chunk in _rounds(prepared, wanted))
         else:
             jobs = [self._job(i, prepared[i]) for i in wanted]
-            chunks = self.chunks.run(jobs, once, self._are_small(jobs))
+            left = [job for job in jobs if job.index not in held]
+            chunks = self.chunks.run(left, once, self._are_small(jobs))
         is_shown = self.progress and (_n_processes() == 1 or dist.get_rank() == 0)
-        with tqdm(total=len(wanted), desc="sweep", unit=" rows", delay=1.0, disable=not is_shown) as bar:
+        with tqdm(
+            total=sum(i not in held for i in wanted), desc="sweep", unit=" rows", delay=1.0, disable=not is_shown
+        ) as bar:
             for chunk, values in chunks:
                 values = values.double().cpu()
                 if bad := [n for n, is_finite in enumerate(values.isfinite().tolist()) if not is_finite]:

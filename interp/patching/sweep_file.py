@@ -1,6 +1,7 @@
 """The values of a sweep on disk, chunk by chunk: one that was killed goes on where it stood.
 
-The file is lines of JSON: first what decides the numbers, then the rows and the values of each finished chunk.
+The file is lines of JSON: first what decides the numbers, then the rows and the values of each finished chunk, and how
+the chunks after it are planned: the composition of a chunk decides how its numbers are rounded.
 """
 
 import hashlib
@@ -8,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import fields
 from inspect import unwrap
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor
 from interp.interventions import Edit, Site
 from interp.metrics import AnyMetric, Metric
 from interp.patching.engine import Base, Row
+from interp.patching.memory import Plan
 
 try:
     import fcntl
@@ -42,6 +45,7 @@ class SweepFile:
         self, path: str | os.PathLike[str], base: Base, metric: AnyMetric, rows: Sequence[Row], unchanged: Tensor
     ) -> None:
         self.path, self.n_rows, self.saved = Path(path), len(rows), dict[int, float]()
+        self.plan: Plan | None = None  # of the chunks that are not there yet
         self.about = _about(base, metric, rows, unchanged)
         self._file = self.path.open("a+b")
         try:
@@ -57,9 +61,11 @@ class SweepFile:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def add(self, rows: Sequence[int], values: Float[Tensor, " row"]) -> None:
-        """Save the values of these rows."""
-        self._write({"rows": list(rows), "values": values.tolist()})  # JSON's floats come back exactly
+    def add(self, rows: Sequence[int], values: Float[Tensor, " row"], plan: Plan) -> None:
+        """Save the values of these rows, and the plan of those that follow if it has changed."""
+        found = {"rows": list(rows), "values": values.tolist()}  # JSON's floats come back exactly
+        self._write(found if plan == self.plan else found | {"plan": plan.to_dict()})
+        self.plan = deepcopy(plan)
 
     def _lock(self) -> None:
         if fcntl is None:
@@ -112,8 +118,17 @@ class SweepFile:
         if isinstance(rows, list) and isinstance(values, list) and len(rows) == len(values):
             are_rows = all(type(row) is int and 0 <= row < self.n_rows for row in rows)
             if are_rows and all(type(value) is float and math.isfinite(value) for value in values):
+                self._plan_on(found, number)
                 return dict(zip(rows, values, strict=True))
         raise ValueError(f"{self.path}, line {number}, is damaged: it holds no values of rows below {self.n_rows}")
+
+    def _plan_on(self, found: dict[str, Any], number: int) -> None:
+        if "plan" not in found:
+            return
+        try:
+            self.plan = Plan.from_dict(found["plan"])
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{self.path}, line {number}, is damaged: its plan is {found['plan']!r:.60}") from error
 
     def _write(self, content: dict[str, Any]) -> None:
         self._file.write(json.dumps(content).encode() + b"\n")

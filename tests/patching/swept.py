@@ -14,6 +14,8 @@ from interp.patching.engine import Base, Row
 from interp.patching.sweep import Sweep
 from tests.variants import some_tokens, variant
 
+MEMORY = 40_000  # bytes: a few rows
+
 
 def first_logit(logits: Logits) -> Values:
     """The metric of these sweeps."""
@@ -32,16 +34,16 @@ def rows_of(model: HookedGPT, shift: int = 1) -> list[Row]:
     return [Row(prompt, (edit,)) for edit in streams + heads for prompt in range(3)]
 
 
-def small_sweep(**choices: object) -> Sweep:
+def small_sweep(dtype: torch.dtype = torch.float32, **choices: object) -> Sweep:
     """A sweep of those rows, in chunks of a few."""
-    sweep = Sweep(Base(variant("gpt2"), some_tokens()), first_logit, progress=False, **choices)  # type: ignore[arg-type]
-    sweep.chunks.largest = 30
+    sweep = Sweep(Base(variant("gpt2", dtype), some_tokens()), first_logit, progress=False, **choices)  # type: ignore[arg-type]
+    sweep.chunks.plan.largest = 30
     return sweep
 
 
-def killed(path: str, n_chunks: int) -> None:
+def killed(path: str, n_chunks: int, dtype: str) -> None:
     """Dies when it has finished so many chunks, in the next one."""
-    sweep = small_sweep(file=path)
+    sweep = small_sweep(getattr(torch, dtype), file=path, memory=MEMORY)
     once = sweep._measured
 
     def measured(logits: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
@@ -79,4 +81,4 @@ def one_of_several(rank: int, n: int, meeting: str, failing: int) -> None:
 
 
 if __name__ == "__main__":
-    killed(sys.argv[1], int(sys.argv[2]))
+    killed(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -15,7 +15,7 @@ from interp.patching import sweep as sweeps
 from interp.patching.engine import Base, Packed, Row
 from interp.patching.memory import Chunks, Job, Peak, is_out_of_memory
 from interp.patching.sweep import Sweep, label
-from tests.patching.swept import first_logit, one_of_several, rows_of, small_sweep
+from tests.patching.swept import MEMORY, first_logit, one_of_several, rows_of, small_sweep
 from tests.peak_memory import peak_bytes
 from tests.variants import some_tokens, variant
 
@@ -135,7 +135,9 @@ def test_a_sweep_keeps_within_its_budget_whatever_its_rows_lengths(n_pos: int, n
     metric = lambda logits: logits[:, -1, 0]
     free = Sweep(base, metric, 2**40, progress=False)
     expected = free.values(rows)
-    one = 1.1 * max(need.first for need in free.chunks.needs.values())  # a row from the first token on needs a bit more
+    one = 1.1 * max(
+        need.first for need in free.chunks.plan.needs.values()
+    )  # a row from the first token on needs a bit more
     n_chunks = []
     for budget in (int(one) + 1, int(2.5 * one), 10 * int(one)):
         sweep = Sweep(base, metric, budget, progress=False)
@@ -216,23 +218,51 @@ def test_a_file_changes_no_number_and_a_second_run_computes_nothing(tmp_path: Pa
     rows = rows_of(plain.base.model)
     expected = plain.values(rows)
     assert torch.equal(kept.values(rows), expected)
-    assert len(lines_of(tmp_path / "sweep")) == kept.work["chunks"] + 1 > 5
+    assert len(lines_of(tmp_path / "sweep")) == kept.work["chunks"] + 2 > 5
     assert torch.equal(again.values(rows), expected)
     assert again.work["rows"] == 0
 
 
-def test_a_sweep_killed_in_the_middle_goes_on_where_it_stood(tmp_path: Path) -> None:
-    path = tmp_path / "sweep"
-    command = [sys.executable, "-m", "tests.patching.swept", str(path), "4"]
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_sweep_killed_in_the_middle_goes_on_as_it_was_planned(tmp_path: Path, dtype: str) -> None:
+    path, choices = tmp_path / "sweep", {"dtype": getattr(torch, dtype), "memory": MEMORY}
+    unbroken = small_sweep(**choices, file=tmp_path / "unbroken")
+    rows = rows_of(unbroken.base.model)
+    expected = unbroken.values(rows)
+    command = [sys.executable, "-m", "tests.patching.swept", str(path), "4", dtype]
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == -9
-    saved = saved_rows(path)
-    plain, resumed = small_sweep(), small_sweep(file=path)
-    resumed.chunks.largest = 100  # chunks need not be the same
-    rows = rows_of(plain.base.model)
-    assert 0 < len(saved) < len(rows)
-    torch.testing.assert_close(resumed.values(rows), plain.values(rows), rtol=1e-5, atol=1e-5)
-    assert resumed.work["rows"] == plain.work["rows"] - len(saved)
-    assert len(saved_rows(path)) == len(set(saved_rows(path))) == plain.work["rows"]
+    n_saved = len(saved_rows(path))
+    assert 0 < n_saved < len(rows)
+    resumed = small_sweep(**choices, file=path)
+    assert torch.equal(resumed.values(rows), expected)
+    assert resumed.work["rows"] == unbroken.work["rows"] - n_saved
+    assert path.read_bytes() == (tmp_path / "unbroken").read_bytes(), "the same chunks, each once"
+
+
+def test_wherever_a_sweep_is_cut_off_its_chunks_stay_as_they_were_planned(tmp_path: Path) -> None:
+    path, choices = tmp_path / "sweep", {"dtype": torch.bfloat16, "memory": MEMORY}
+    first = small_sweep(**choices, file=path)
+    rows = rows_of(first.base.model)
+    expected, whole = first.values(rows), lines_of(path)
+    assert sum(b"plan" in line for line in whole) > 2, "it is learned on the way how much rows need"
+    for n_left in range(2, len(whole)):
+        path.write_bytes(b"".join(whole[:n_left]))
+        again = small_sweep(**choices, file=path)
+        again.chunks.plan.largest = 100  # not as the file has it
+        assert torch.equal(again.values(rows), expected)
+        assert lines_of(path) == whole
+
+
+def test_a_budget_holds_although_the_file_was_begun_with_a_larger_one(tmp_path: Path) -> None:
+    path, first = tmp_path / "sweep", small_sweep(file=tmp_path / "sweep", memory=10 * MEMORY)
+    rows = rows_of(first.base.model)
+    expected, whole = first.values(rows), lines_of(path)
+    path.write_bytes(b"".join(whole[:6]))
+    again = small_sweep(file=path, memory=MEMORY)
+    assert again.base.allowed
+    with Peak() as peak:
+        torch.testing.assert_close(again.values(rows), expected, rtol=1e-5, atol=1e-5)
+    assert peak.bytes <= MEMORY + 16 * len(rows)
 
 
 @pytest.mark.parametrize("n_left", [1, 3, 7])
@@ -243,7 +273,7 @@ def test_a_last_line_that_was_cut_off_is_dropped(tmp_path: Path, n_left: int) ->
     whole = lines_of(path)
     for cut in (1, len(whole[n_left - 1]) // 2, len(whole[n_left - 1]) - 1):
         path.write_bytes(b"".join(whole[: n_left - 1]) + whole[n_left - 1][:cut])
-        torch.testing.assert_close(small_sweep(file=path).values(rows), expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(small_sweep(file=path).values(rows), expected)
         assert sorted(saved_rows(path)) == sorted(set(saved_rows(path)))
         assert len(saved_rows(path)) == first.work["rows"]
 
@@ -345,7 +375,15 @@ def test_a_file_that_holds_something_else_is_left_as_it_is(tmp_path: Path, conte
 
 
 @pytest.mark.parametrize(
-    "line", ['{"rows": [0]}', '{"rows": [0], "values": [NaN]}', '{"rows": [99], "values": [1.0]}', "[0]", "{"]
+    "line",
+    [
+        '{"rows": [0]}',
+        '{"rows": [0], "values": [NaN]}',
+        '{"rows": [99], "values": [1.0]}',
+        '{"rows": [0], "values": [1.0], "plan": {"largest": 1}}',
+        "[0]",
+        "{",
+    ],
 )
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     path, sweep = tmp_path / "sweep", small_sweep(file=tmp_path / "sweep")
