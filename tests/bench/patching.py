@@ -17,6 +17,11 @@ from interp.patching import activation_patching
 from tests.bench.timing import wait
 
 SHAPE: dict[str, int] = {"n_layers": 12, "d_model": 768, "n_heads": 12, "n_ctx": 1024, "d_vocab": 50_257}
+LARGE: dict[str, Any] = {  # a billion parameters, on a GPU alone
+    "n_layers": 16, "d_model": 2048, "n_heads": 32, "n_key_value_heads": 8, "d_mlp": 8192, "n_ctx": 1024,
+    "d_vocab": 128_256, "normalization_type": "RMS", "positional_embedding_type": "rotary", "gated_mlp": True,
+    "act_fn": "silu", "bias_qkv": False, "bias_attn_out": False, "bias_mlp": False, "tie_word_embeddings": True,
+}  # fmt: skip
 SWEEPS: list[tuple[str, str | tuple[str, ...]]] = [("resid_pre", "pos"), ("z", "head"), ("z", ("head", "pos"))]
 TARGETS = {16: 12.0, 40: 8.0}
 
@@ -87,7 +92,7 @@ def compare(
             with torch.no_grad():
                 _, cache = model.run_with_cache(clean, None, names_filter=f"*{point}")
                 for i in range(n_loop):
-                    name, pos = f"blocks.{i % 12}.{point}", i * n_pos // n_loop
+                    name, pos = f"blocks.{i % model.cfg.n_layers}.{point}", i * n_pos // n_loop
 
                     def put(x: torch.Tensor, hook: Any, pos: int = pos) -> torch.Tensor:
                         x[:, pos] = cache[hook.name][:, pos]
@@ -102,13 +107,19 @@ def compare(
             theirs.append(timed(loop)[0] / n_loop)
             rates.append(rate() if model.device.type == "cpu" else float("nan"))
         ratio = median(theirs) * n_sites / median(ours)
-        aim = f" (≥ {TARGETS[n_pos]}) {'ok' if ratio >= TARGETS[n_pos] else 'MISSED'}" if site == "resid_pre" else ""
+        has_aim = site == "resid_pre" and model.device.type == "cpu"
+        aim = f" (≥ {TARGETS[n_pos]}) {'ok' if ratio >= TARGETS[n_pos] else 'MISSED'}" if has_aim else ""
         line = (
             f"{site} by layer × {by}, {n_pos} tokens, {n_different} of them different, {n_sites} sites: "
-            f"{median(ours):.2f} s, {ratio:.1f} × a loop{aim}"
+            f"{median(ours):.2f} s, {n_sites / median(ours):,.0f} rows a second, {ratio:.1f} × a loop{aim}"
         )
-        if site == "resid_pre" and model.device.type == "cpu":
-            boards = [(layer, pos) for layer in range(12) for pos in range(n_pos) if layer or pos < n_different]
+        if has_aim:
+            boards = [
+                (layer, pos)
+                for layer in range(model.cfg.n_layers)
+                for pos in range(n_pos)
+                if layer or pos < n_different
+            ]
             with FlopCounterMode(display=False) as counter:
                 sweep()
             needed, done = least(model.cfg, boards, n_pos), counter.get_total_flops()
@@ -172,6 +183,11 @@ def main(device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         compare(model, n_pos, n_pos, SWEEPS[:1])
     if device == "cpu":
         beside_transformer_lens(model)
+    else:
+        large = HookedGPT(GPTConfig(seed=0, device=device, dtype=dtype, **LARGE)).eval()  # type: ignore[arg-type]
+        print(f"{sum(p.numel() for p in large.parameters()) / 1e9:.2f} billion parameters")
+        for n_pos in (16, 40):
+            compare(large, n_pos, sweeps=SWEEPS[:2])
     small = HookedGPT(GPTConfig(seed=0, n_layers=6, d_model=128, n_heads=4, n_ctx=64, d_vocab=1000)).eval().to(device)
     linear(small)
 
