@@ -112,35 +112,36 @@ class Attention(nn.Module):
         keys, values = k.transpose(1, 2), v.transpose(1, 2)
         if this.kv_cache is not None:
             keys, values = this.kv_cache.append(self.layer, k, v)
-        queries = q.transpose(1, 2)
-        mask = this.local_mask if self.is_local else this.mask
-        is_causal = this.is_causal and mask is None
         p_drop = self.cfg.dropout if self.training else 0.0
         if self.cfg.attn_scores_soft_cap is None and not is_heard(self.hook_attn_scores, self.hook_pattern):
+            mask = this.local_mask if self.is_local else this.mask
             z = F.scaled_dot_product_attention(
-                queries,
+                q.transpose(1, 2),
                 keys,
                 values,
                 attn_mask=mask,
                 dropout_p=p_drop,
-                is_causal=is_causal,
+                is_causal=this.is_causal and mask is None,
                 scale=1 / self.cfg.attn_scale,
                 enable_gqa=self.cfg.has_grouped_queries,
             )
             return z.transpose(1, 2)
-        group = self.cfg.n_heads // self.cfg.n_key_value_heads
-        keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
-        scores = (queries / self.cfg.attn_scale) @ keys.transpose(-1, -2)
-        if (cap := self.cfg.attn_scores_soft_cap) is not None:
-            scores = cap * torch.tanh(scores / cap)
-        if is_causal:
-            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        if mask is not None:
-            scores.masked_fill_(~mask, -torch.inf)  # in place: nobody has seen them yet
-        scores = self.hook_attn_scores(scores)
+        scores = self.hook_attn_scores(self.scores(q, keys, this))
         exact = torch.float32 if scores.dtype.itemsize == 2 else scores.dtype
         pattern = self.hook_pattern(scores.softmax(-1, dtype=exact).to(scores.dtype))
+        values = values.repeat_interleave(self.cfg.n_heads // self.cfg.n_key_value_heads, 1)
         return (F.dropout(pattern, p_drop) @ values).transpose(1, 2)
+
+    def scores(self, q: Queries, keys: Float[Tensor, "batch kv_head key_pos d_head"], this: Pass) -> Pattern:
+        """q · k / attn_scale, capped, and -inf where a query may not look."""
+        keys = keys.repeat_interleave(self.cfg.n_heads // self.cfg.n_key_value_heads, 1)
+        scores = (q.transpose(1, 2) / self.cfg.attn_scale) @ keys.transpose(-1, -2)
+        if (cap := self.cfg.attn_scores_soft_cap) is not None:
+            scores = cap * torch.tanh(scores / cap)
+        mask = this.local_mask if self.is_local else this.mask
+        if this.is_causal and mask is None:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        return scores if mask is None else scores.masked_fill_(~mask, -torch.inf)  # in place: nobody has seen them yet
 
     def write(self, z: Queries) -> Written:
         if not is_heard(self.hook_result):
@@ -149,11 +150,13 @@ class Attention(nn.Module):
         written = self.hook_result(result).sum(-2)
         return written if self.out.bias is None else written + self.out.bias
 
-    def _by_head(self, rows: Float[Tensor, "rows ..."]) -> list[Float[Tensor, "head d_head ..."]]:
+    def by_part(self, rows: Float[Tensor, "rows ..."]) -> list[Float[Tensor, "part_rows ..."]]:
         """The rows of the fused matrix or bias that make q, k and v."""
         n_q, n_k = self.cfg.n_heads * self.cfg.d_head, self.cfg.n_key_value_heads * self.cfg.d_head
-        parts = rows[:n_q], rows[n_q : n_q + n_k], rows[n_q + n_k :]  # slices: what `split` returns is not writable
-        return [part.unflatten(0, (-1, self.cfg.d_head)) for part in parts]
+        return [rows[:n_q], rows[n_q : n_q + n_k], rows[n_q + n_k :]]  # slices: what `split` returns is not writable
+
+    def _by_head(self, rows: Float[Tensor, "rows ..."]) -> list[Float[Tensor, "head d_head ..."]]:
+        return [part.unflatten(0, (-1, self.cfg.d_head)) for part in self.by_part(rows)]
 
     @property
     def W_Q(self) -> Float[Tensor, "head d_model d_head"]:

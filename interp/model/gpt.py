@@ -269,17 +269,9 @@ class HookedGPT(Observed):
         mask: Mask | None,
         kv_cache: KVCache | None,
     ) -> Any:
-        n_past, n_new = (kv_cache.length if kv_cache is not None else 0), x.shape[1]
-        where = positions(mask, n_past, n_new, x.device)
-        is_causal = self.cfg.attention_dir == "causal"
-        this = Pass(
-            rotation=rotation(self.cfg, where, self.dtype) if self.cfg.is_rotary else None,
-            mask=allowed_attention(mask, n_past, n_new, is_causal, None, x.device),
-            local_mask=allowed_attention(mask, n_past, n_new, is_causal, self.cfg.window_size, x.device),
-            is_causal=is_causal and n_past == 0,
-            kv_cache=kv_cache,
-            hooks=hooks_in_force(),
-        )
+        n_past = kv_cache.length if kv_cache is not None else 0
+        where = positions(mask, n_past, x.shape[1], x.device)
+        this = self.conditions(where, mask, n_past, kv_cache)
         resid = x if x.is_floating_point() else self.into_stream(x, where)
         cut = last_only and not is_heard(*self._end_points)
         for i, layer in enumerate(islice(self.blocks, *layers), layers[0] + 1):
@@ -297,6 +289,20 @@ class HookedGPT(Observed):
         new_mask = None if mask is None else mask[:, n_past:]
         loss = next_token_loss(logits, x, new_mask, loss_per_token)
         return loss if return_type == "loss" else (logits, loss)
+
+    def conditions(
+        self, where: Int[Tensor, "#batch pos"], mask: Mask | None, n_past: int = 0, kv_cache: KVCache | None = None
+    ) -> Pass:
+        """What the blocks of a pass over tokens at these positions share."""
+        n_new, is_causal = where.shape[1], self.cfg.attention_dir == "causal"
+        return Pass(
+            rotation=rotation(self.cfg, where, self.dtype) if self.cfg.is_rotary else None,
+            mask=allowed_attention(mask, n_past, n_new, is_causal, None, where.device),
+            local_mask=allowed_attention(mask, n_past, n_new, is_causal, self.cfg.window_size, where.device),
+            is_causal=is_causal and n_past == 0,
+            kv_cache=kv_cache,
+            hooks=hooks_in_force(),
+        )
 
     def read_off(
         self, final: Stream, tokens: Int[Tensor, " token"] | None = None
