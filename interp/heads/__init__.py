@@ -1,0 +1,6 @@
+"""Attention heads: where they look, what they do there, and how sure that is."""
+
+from interp.heads.roles import ROLES, detect, roles
+from interp.heads.scores import SCORES, detect_pattern, scores
+
+__all__ = ["ROLES", "SCORES", "detect", "detect_pattern", "roles", "scores"]
