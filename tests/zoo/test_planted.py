@@ -17,11 +17,15 @@ Make = Callable[..., Planted]
 MODELS: list[Make] = [
     planted.fraction_of_previous_tokens,
     planted.previous_token,
+    planted.k_back,
+    planted.current_token,
+    planted.first_token,
     planted.either,
     planted.both,
     planted.duplicate_token,
     planted.induction,
     planted.copy,
+    planted.successor,
     planted.copy_suppression,
     planted.skip_trigram,
     planted.indirect_object,
@@ -29,17 +33,23 @@ MODELS: list[Make] = [
 SMALLEST: list[Make] = [
     partial(planted.fraction_of_previous_tokens, d_vocab=2, n_ctx=2, n_parts=1),
     partial(planted.previous_token, d_vocab=3, n_ctx=4),
+    partial(planted.k_back, distance=1, d_vocab=3, n_ctx=4),
+    partial(planted.current_token, d_vocab=3, n_ctx=4),
+    partial(planted.first_token, d_vocab=3, n_ctx=4),
     partial(planted.either, d_vocab=3, n_ctx=4),
     partial(planted.both, d_vocab=3, n_ctx=4),
     partial(planted.duplicate_token, d_vocab=3, n_ctx=3),
     partial(planted.induction, d_vocab=4, n_ctx=5, periods=(2, 3), max_phase=0),
     partial(planted.copy, n_names=2, n_fillers=1, n_ctx=4),
+    partial(planted.successor, n_lists=1, n_items=3, n_fillers=1, n_ctx=4),
     partial(planted.copy_suppression, d_vocab=5, n_ctx=4),
     partial(planted.skip_trigram, n_trigrams=2, n_fillers=1, n_ctx=3),
     partial(planted.indirect_object, n_names=2, n_fillers=1, n_ctx=8),
 ]
 OTHERS: list[Make] = [
     partial(planted.fraction_of_previous_tokens, d_vocab=6, n_ctx=20, n_parts=10),
+    partial(planted.k_back, distance=7, d_vocab=5, n_ctx=8),
+    partial(planted.successor, n_lists=4, n_items=7, n_fillers=5, n_ctx=20),
     partial(planted.duplicate_token, d_vocab=25, n_ctx=21),
     partial(planted.induction, bos=False),
     partial(planted.induction, d_vocab=30, n_ctx=32, periods=(8, 12), max_phase=5),
@@ -245,6 +255,33 @@ def test_the_fractions_of_tracrs_example() -> None:
     torch.testing.assert_close((counted / (counted + others))[:, 0], torch.tensor([0, 0, 1 / 3, 1 / 2, 2 / 5]))
 
 
+@pytest.mark.parametrize(
+    ("make", "role", "looks_at"),
+    [
+        (planted.previous_token, "previous", lambda pos: pos - 1),
+        (partial(planted.k_back, distance=4), "back", lambda pos: pos - 4),
+        (planted.current_token, "current", lambda pos: pos),
+        (planted.first_token, "first", lambda pos: 0),
+    ],
+    ids=name,
+)
+def test_heads_look_where_they_are_said_to_look(make: Make, role: str, looks_at: Callable[[int], int]) -> None:
+    of = make(distractor_heads=2, norm="RMS")
+    pattern = of.model.run_with_cache(of.sample(5).tokens)[1]["pattern", 0][:, int(of.roles[role].removeprefix("L0H"))]
+    for pos in range(4, of.model.cfg.n_ctx):
+        assert pattern[:, pos, looks_at(pos)].min() > 0.99
+
+
+def test_the_successor_head_raises_the_next_item_above_all_others_of_its_list() -> None:
+    model = planted.successor(n_lists=3, n_items=4).model
+    logits = model.W_E @ model.W_V[0, 0] @ model.W_O[0, 0] @ model.W_U
+    for items in planted.successor_lists(n_lists=3, n_items=4).tolist():
+        of_items = logits[items][:, items]
+        assert of_items[:-1].argmax(1).tolist() == [1, 2, 3]
+        assert not of_items[-1].any()
+    assert planted.successor_lists(2, 3).tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
 @pytest.mark.parametrize("period", [3, 8, 13])
 def test_induction_scores_are_those_of_the_theory(period: int) -> None:
     """Without BOS, position 0 is its own previous token: half of the attention to its successor goes there."""
@@ -309,6 +346,10 @@ def test_the_suppressor_lowers_what_was_predicted_and_was_there() -> None:
         (planted.induction, {"d_vocab": 9}, "d_vocab=9, at least 10"),
         (planted.induction, {"n_ctx": 10}, "n_ctx=10, at least 11"),
         (planted.copy, {"n_fillers": 8}, "n_ctx=10, at least 11"),
+        (planted.k_back, {"distance": 0}, "distance=0, at least 1"),
+        (planted.k_back, {"distance": 10}, "n_ctx=10, at least 11"),
+        (planted.both, {"n_ctx": 1}, "n_ctx=1, at least 4"),
+        (planted.successor, {"n_items": 2, "n_ctx": 5}, "n_items=2, at least 3; n_ctx=5, at least 6"),
         (planted.copy_suppression, {"d_vocab": 4}, "d_vocab=4, at least 5"),
         (planted.skip_trigram, {"n_trigrams": 1}, "n_trigrams=1, at least 2"),
         (planted.indirect_object, {"n_ctx": 9}, "n_ctx=9, at least 10"),

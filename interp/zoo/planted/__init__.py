@@ -6,7 +6,7 @@ the mechanism, and `sample(n, seed)` for inputs with answers.
 
 from interp.zoo.planted.arithmetic import greater_than, modular_addition
 from interp.zoo.planted.brackets import balanced_brackets
-from interp.zoo.planted.looking_back import both, either, previous_token
+from interp.zoo.planted.looking_back import both, current_token, either, first_token, k_back, previous_token
 from interp.zoo.planted.memories import memories
 from interp.zoo.planted.names import indirect_object
 from interp.zoo.planted.repetition import duplicate_token, induction
@@ -15,6 +15,8 @@ from interp.zoo.planted.single_heads import (
     copy_suppression,
     fraction_of_previous_tokens,
     skip_trigram,
+    successor,
+    successor_lists,
 )
 from interp.zoo.planted.truth import Examples, Planted, Truth
 
@@ -26,14 +28,19 @@ __all__ = [
     "both",
     "copy",
     "copy_suppression",
+    "current_token",
     "duplicate_token",
     "either",
+    "first_token",
     "fraction_of_previous_tokens",
     "greater_than",
     "indirect_object",
     "induction",
+    "k_back",
     "memories",
     "modular_addition",
     "previous_token",
     "skip_trigram",
+    "successor",
+    "successor_lists",
 ]

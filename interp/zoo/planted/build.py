@@ -51,7 +51,7 @@ def check_sizes(name: str, **sizes: tuple[int, int]) -> None:
 
 def back(distance: int, n_ctx: int) -> Float[Tensor, "query_pos key_pos"]:
     """1 where the key stands so many positions before the query."""
-    return torch.ones(n_ctx - distance).diag(-distance)
+    return torch.ones(n_ctx, n_ctx).tril(-distance).triu(-distance)
 
 
 class Build:

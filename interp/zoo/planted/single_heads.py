@@ -1,9 +1,10 @@
-"""Mechanisms of one head: an average, a copy, its opposite, and a skip-trigram."""
+"""Mechanisms of one head: an average, a copy, a successor, a copy's opposite, and a skip-trigram."""
 
 from typing import Unpack
 
 import torch
-from torch import Generator, eye, ones
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, eye, ones
 
 from interp.zoo.planted.build import SHARP, Build, Options, check_sizes
 from interp.zoo.planted.sampling import asked_at_the_end, at, some, turned, whole
@@ -70,25 +71,34 @@ def copy(n_names: int = 5, n_fillers: int = 3, n_ctx: int = 10, **options: Unpac
     2. It copies what it finds, name or not, into "answer".
     """
     check_sizes("copy", n_names=(n_names, 2), n_fillers=(n_fillers, 1), n_ctx=(n_ctx, n_fillers + 3))
-    d_vocab = 1 + n_names + n_fillers
-    spaces = {"token": d_vocab, "end": 1, "is_name": 1, "answer": d_vocab}
-    m = Build("copy", d_vocab=d_vocab, n_ctx=n_ctx, spaces=spaces, **options)
-    tokens = eye(d_vocab)
-    m.embed(token=tokens, end=tokens[:, [END]], is_name=tokens[:, 1 : 1 + n_names].sum(1, keepdim=True))
-    m.head("mover", 0, attends={("end", "is_name"): SHARP}, moves={("token", "answer"): 1})
-    m.unembed(answer=eye(d_vocab))
+    moves, names = eye(1 + n_names + n_fillers), torch.arange(1, 1 + n_names)
+    return _sought_at_the_end("copy", "mover", "is_name", names, names, moves, n_ctx, options)
 
-    def draw(n: int, generator: Generator) -> Examples:
-        where = at(some(n, n_ctx - 1, 1, generator), n_ctx)
-        fillers = torch.randint(1 + n_names, d_vocab, (n, n_ctx), generator=generator)
-        fillers[:, -1] = END
-        names = 1 + some(n, n_names, 2, generator)
-        clean, corrupted = (torch.where(where, names[:, [i]], fillers) for i in range(2))
-        return asked_at_the_end(clean, names[:, 0], corrupted, names[:, 1])
 
-    always = "embed->mover.k embed->mover.v mover->logits"
-    at_end = {"mover": "asked"}
-    return m.planted(draw, zero=circuit(f"{always} embed->mover.q", at_end), resample=circuit(always, at_end))
+def successor(
+    n_lists: int = 2, n_items: int = 5, n_fillers: int = 3, n_ctx: int = 10, **options: Unpack[Options]
+) -> Planted:
+    """At the end, what comes after the item that occurred, as Tuesday after Monday (Gould et al., 2023).
+
+    Tokens are END, then the items of one ordered list after another, as `successor_lists` has them, then fillers. No
+    list's last item occurs: nothing comes after it.
+
+    1. At END the head looks for items.
+    2. It moves what comes after the item to "answer". (Fillers, did it look at them, it would copy.)
+    """
+    sizes = {"n_lists": (n_lists, 1), "n_items": (n_items, 3), "n_fillers": (n_fillers, 1)}
+    check_sizes("successor", **sizes, n_ctx=(n_ctx, n_fillers + 3))
+    lists = successor_lists(n_lists, n_items)
+    moves = eye(1 + n_lists * n_items + n_fillers)
+    moves[lists] = 0
+    moves[lists[:, :-1], lists[:, 1:]] = 1
+    occur = lists[:, :-1].flatten()
+    return _sought_at_the_end("successor", "successor", "is_item", lists.flatten(), occur, moves, n_ctx, options)
+
+
+def successor_lists(n_lists: int = 2, n_items: int = 5) -> Int[Tensor, "list item"]:
+    """The tokens of each ordered list of a `successor` of these sizes."""
+    return torch.arange(1, 1 + n_lists * n_items).view(n_lists, n_items)
 
 
 def copy_suppression(d_vocab: int = 10, n_ctx: int = 10, **options: Unpack[Options]) -> Planted:
@@ -161,3 +171,39 @@ def skip_trigram(n_trigrams: int = 4, n_fillers: int = 3, n_ctx: int = 10, **opt
 
     truth = circuit("embed->trigrams.q embed->trigrams.k embed->trigrams.v trigrams->logits", {"trigrams": "asked"})
     return m.planted(draw, zero=truth, resample=truth)
+
+
+def _sought_at_the_end(
+    name: str,
+    role: str,
+    kind: str,
+    sought: Int[Tensor, " word"],
+    occur: Int[Tensor, " choice"],
+    moves: Float[Tensor, "d_vocab d_vocab"],
+    n_ctx: int,
+    options: Options,
+) -> Planted:
+    """A head that looks from END for tokens of a kind, of which one occurs among fillers, and what it makes of it.
+
+    Tokens are END, then those that are sought, then fillers.
+    """
+    d_vocab = len(moves)
+    spaces = {"token": d_vocab, "end": 1, kind: 1, "answer": d_vocab}
+    m = Build(name, d_vocab=d_vocab, n_ctx=n_ctx, spaces=spaces, **options)
+    tokens = eye(d_vocab)
+    m.embed(**{"token": tokens, "end": tokens[:, [END]], kind: tokens[:, sought].sum(1, keepdim=True)})
+    m.head(role, 0, attends={("end", kind): SHARP}, moves={("token", "answer"): moves})
+    m.unembed(answer=eye(d_vocab))
+
+    def draw(n: int, generator: Generator) -> Examples:
+        where = at(some(n, n_ctx - 1, 1, generator), n_ctx)
+        fillers = torch.randint(1 + len(sought), d_vocab, (n, n_ctx), generator=generator)
+        fillers[:, -1] = END
+        words = occur[some(n, len(occur), 2, generator)]
+        clean, corrupted = (torch.where(where, words[:, [i]], fillers) for i in range(2))
+        right, wrong = moves[words].argmax(-1).unbind(1)
+        return asked_at_the_end(clean, right, corrupted, wrong)
+
+    always = f"embed->{role}.k embed->{role}.v {role}->logits"
+    at_end = {role: "asked"}
+    return m.planted(draw, zero=circuit(f"{always} embed->{role}.q", at_end), resample=circuit(always, at_end))
