@@ -1,11 +1,13 @@
 """Models whose weights are set by hand, each with the truth about it.
 
 `induction(n_ctx=24, norm="RMS", distractor_heads=3)` returns a `Planted`: the model, which of its nodes and edges are
-the mechanism, and `sample(n, seed)` for inputs with answers.
+the mechanism, and `sample(n, seed)` for inputs with answers. `uniform_head`, `sink_head` and `fixed_offset_head` return
+the model alone: there is nothing in it to find.
 """
 
 from interp.zoo.planted.arithmetic import greater_than, modular_addition
 from interp.zoo.planted.brackets import balanced_brackets
+from interp.zoo.planted.decoys import fixed_offset_head, sink_head, uniform_head
 from interp.zoo.planted.looking_back import both, current_token, either, first_token, k_back, previous_token
 from interp.zoo.planted.memories import memories
 from interp.zoo.planted.names import indirect_object
@@ -32,6 +34,7 @@ __all__ = [
     "duplicate_token",
     "either",
     "first_token",
+    "fixed_offset_head",
     "fraction_of_previous_tokens",
     "greater_than",
     "indirect_object",
@@ -40,7 +43,9 @@ __all__ = [
     "memories",
     "modular_addition",
     "previous_token",
+    "sink_head",
     "skip_trigram",
     "successor",
     "successor_lists",
+    "uniform_head",
 ]

@@ -7,7 +7,8 @@ The residual stream is a row of named subspaces: "token", "pos", "previous" … 
    with what of the key's, and how strongly; `moves` (OV) from where to where it carries what it finds;
 3. `neurons` says what fires each neuron, and what it then writes;
 4. `unembed` says how the logits are read off the end of the stream;
-5. `planted` makes the model. Only here do heads and neurons, known by their roles so far, get their indices.
+5. `planted` makes the model, `model` one that has no task. Only here do heads and neurons, known by their roles so far,
+   get their indices.
 """
 
 from collections import Counter
@@ -21,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.config import Normalization
+from interp.model import HookedGPT
 from interp.zoo.planted.assemble import Ends, Head, Neuron, Place, assembled
 from interp.zoo.planted.truth import Examples, Planted, Truth
 
@@ -117,6 +119,23 @@ class Build:
         self, draw: Callable[[int, torch.Generator], Examples], *, zero: Truth, resample: Truth, **config: Any
     ) -> Planted:
         """The model, with the truths, in which nodes go by their roles. `config` goes to `GPTConfig` as it is."""
+        model, roles, distractors = self._made(config)
+        return Planted(
+            name=self.name,
+            model=model,
+            truth={"zero": zero.renamed(roles), "resample": resample.renamed(roles)},
+            roles=roles,
+            distractors=distractors,
+            spaces=self.spaces,
+            draw=draw,
+        )
+
+    def model(self, **config: Any) -> HookedGPT:
+        """The model alone, which has no task. `config` goes to `GPTConfig` as it is."""
+        return self._made(config)[0]
+
+    def _made(self, config: Mapping[str, Any]) -> tuple[HookedGPT, dict[str, str], tuple[str, ...]]:
+        """The model, each role's node, and the distractors."""
         n_layers = 1 + max(layer for layer, _ in (*self.heads.values(), *self.each_neuron.values()))
         layers_of_heads = {role: layer for role, (layer, _) in self.heads.items()}
         layers_of_neurons = {role: layer for role, (layer, _) in self.each_neuron.items()}
@@ -135,15 +154,7 @@ class Build:
         roles |= {role: f"L{layer}N{slot}" for role, (layer, slot) in neurons.items()}
         distractors = [f"L{layer}H{slot}" for layer, slot in more_heads]
         distractors += [f"L{layer}N{slot}" for layer, slot in more_neurons]
-        return Planted(
-            name=self.name,
-            model=model,
-            truth={"zero": zero.renamed(roles), "resample": resample.renamed(roles)},
-            roles=roles,
-            distractors=tuple(distractors),
-            spaces=self.spaces,
-            draw=draw,
-        )
+        return model, roles, tuple(distractors)
 
     def _circuit(self, blocks: Blocks) -> Float[Tensor, "width width"]:
         circuit = torch.zeros(self.width, self.width)
