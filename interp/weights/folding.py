@@ -25,7 +25,7 @@ def fold_norms(model: HookedGPT) -> HookedGPT:
     """
     cfg = model.cfg
     if cfg.normalization_type not in ("LN", "RMS"):
-        return _like(model, _weights(model))
+        return like(model, _weights(model))
     if cfg.norm_position != "pre":
         raise ValueError(
             f"norm_position={cfg.norm_position!r}: what these norms put out goes into the stream, "
@@ -50,7 +50,7 @@ def fold_norms(model: HookedGPT) -> HookedGPT:
     _fold(old | weights, weights, "ln_final", "unembed")
     biases = dict.fromkeys(("bias_qkv", "bias_unembed"), True) | {"bias_mlp": not cfg.attn_only}
     changes = (biases if cfg.bias_norm else {}) | {"normalization_type": f"{cfg.normalization_type}Pre"}
-    return _like(model, weights, bias_norm=False, tie_word_embeddings=False, **changes)
+    return like(model, weights, bias_norm=False, tie_word_embeddings=False, **changes)
 
 
 def _fold(old: Weights, weights: Weights, norm: str, reader: str) -> None:
@@ -88,7 +88,7 @@ def center_writes(model: HookedGPT) -> HookedGPT:
             weight -= weight.mean(1, keepdim=True)
         elif name.endswith(("attn.out.weight", "attn.out.bias", "mlp.down.weight", "mlp.down.bias")):
             weight -= weight.mean(0, keepdim=True)  # stored [d_model, in]
-    return _like(model, weights, tie_word_embeddings=False)
+    return like(model, weights, tie_word_embeddings=False)
 
 
 @torch.no_grad()
@@ -107,7 +107,7 @@ def center_unembed(model: HookedGPT) -> HookedGPT:
     weights["unembed.weight"] = weights[_unembedding(cfg)].clone()
     for name in weights.keys() & {"unembed.weight", "unembed.bias"}:
         weights[name] -= weights[name].mean(0, keepdim=True)
-    return _like(model, weights, tie_word_embeddings=False)
+    return like(model, weights, tie_word_embeddings=False)
 
 
 @torch.no_grad()
@@ -116,7 +116,7 @@ def fold_value_biases(model: HookedGPT) -> HookedGPT:
     cfg = model.cfg
     weights = _weights(model)
     if not cfg.bias_qkv:
-        return _like(model, weights)
+        return like(model, weights)
     group, n_values = cfg.n_heads // cfg.n_key_value_heads, cfg.n_key_value_heads * cfg.d_head
     for layer in range(cfg.n_layers):
         at = f"blocks.{layer}.attn."
@@ -125,7 +125,7 @@ def fold_value_biases(model: HookedGPT) -> HookedGPT:
         written = weights[at + "out.weight"] @ each
         weights[at + "out.bias"] = weights[at + "out.bias"] + written if cfg.bias_attn_out else written
         b_V.zero_()
-    return _like(model, weights, bias_attn_out=True)
+    return like(model, weights, bias_attn_out=True)
 
 
 def _weights(model: HookedGPT) -> Weights:
@@ -136,7 +136,7 @@ def _unembedding(cfg: GPTConfig) -> str:
     return "embed.W_E" if cfg.tie_word_embeddings else "unembed.weight"
 
 
-def _like(model: HookedGPT, weights: Weights, **changes: Any) -> HookedGPT:
+def like(model: HookedGPT, weights: Weights, **changes: Any) -> HookedGPT:
     """A model of its own with these weights, and as these changes of the configuration say."""
     cfg = replace(model.cfg, **changes)
     new = HookedGPT(replace(cfg, device="meta"), model.tokenizer)

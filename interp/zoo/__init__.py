@@ -2,5 +2,6 @@
 
 from interp.zoo import planted
 from interp.zoo.models import bundled, card, measures, standard_library
+from interp.zoo.twins import shuffled
 
-__all__ = ["bundled", "card", "measures", "planted", "standard_library"]
+__all__ = ["bundled", "card", "measures", "planted", "shuffled", "standard_library"]
