@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 
 from interp.cache import ActivationCache
 from interp.interventions import Patch, Site
+from interp.lens.layers import Translate
 from interp.lens.run import CachedRun
 from interp.model import HookedGPT
 from interp.recording import positions
@@ -29,6 +30,7 @@ def patchscope(
     target_pos: int = -1,
     layers: Sequence[int] | None = None,
     target_layer: int | None = None,
+    translate: Translate | None = None,
     k: int = 5,
     max_new_tokens: int = 0,
     progress: bool = True,
@@ -38,7 +40,7 @@ def patchscope(
     The stream before each of `layers` (all unless given) at `pos` of each cached prompt is put before `target_layer`
     (the same layer unless given) at `target_pos` of the target prompt. Of each run, an `xarray.Dataset`, [layer
     prompt]: the `k` most probable next tokens (`token`, `token_id`, `probability`), and with `max_new_tokens` its
-    greedy `text`.
+    greedy `text`. `translate(stream, layer)`, a `TunedLens` say, is applied to a stream before it is put there.
     """
     from xarray import Dataset
 
@@ -58,9 +60,12 @@ def patchscope(
     ids, chances, texts = [], [], []
     for layer in tqdm(read_from, desc="patchscope", unit=" layers", delay=1.0, disable=not progress):
         site = Site("resid_pre", layer if put_to is None else put_to, pos=at)
-        stream = run.at(f"blocks.{layer}.hook_resid_pre").to(model.dtype).expand(-1, n_pos, -1)
+        stream = run.at(f"blocks.{layer}.hook_resid_pre").squeeze(1)
+        told = stream if translate is None else translate(stream, layer)
+        if told.shape != stream.shape:
+            raise ValueError(f"translate: a stream {list(stream.shape)} became {list(told.shape)}; it keeps its shape")
         rows = tokens.expand(n_prompts, -1)
-        with model.edit([Patch(site, stream)]):
+        with model.edit([Patch(site, told.to(model.dtype)[:, None].expand(-1, n_pos, -1))]):
             best = model(rows)[:, -1].float().softmax(-1).topk(k, -1)
             if max_new_tokens:
                 made = model.generate(rows, max_new_tokens=max_new_tokens, temperature=0.0, progress=False)
@@ -82,6 +87,8 @@ def patchscope(
         "target": "".join(token_texts(model, tokens[0])),
     }
     about |= {"target_pos": target_pos, "target_layer": "the same" if put_to is None else put_to}
+    if translate is not None:
+        about["translate"] = getattr(translate, "__name__", type(translate).__name__)
     return Dataset(table, coords={"layer": read_from, "prompt": range(n_prompts), "top": range(k)}, attrs=about)
 
 
