@@ -7,9 +7,9 @@ import plotly.graph_objects as go
 from xarray import DataArray
 
 from interp.plots.results import of_prompts, prepared
-from interp.plots.theme import Palette, Theme, about, framed, palette
+from interp.plots.theme import Palette, Theme, about, framed, in_words, palette
 
-AXES = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
+AXES = ("sender_layer", "sender", "receiver_layer", "receiver")
 _MOST_EDGES = 300
 
 
@@ -23,13 +23,15 @@ def composition_graph(
 ) -> go.Figure:
     """Heads from the first layer (left) to the last, and the edges between them whose score is above a threshold.
 
-    `scores` is [sender_layer sender_head receiver_layer receiver_head], by the order of its axes. Unless there is a
-    `threshold`, the `top` largest are drawn, of those above `attrs["baseline"]` if that is known. Scores are compared
-    without their sign; negative ones are dashed. Only edges from a layer to a later one count.
+    `scores` is [sender_layer sender receiver_layer receiver], as from `weights.composition_scores` of one kind. Unless
+    there is a `threshold`, the `top` largest are drawn, of those above `attrs["baseline"]` if that is known. Scores are
+    compared without their sign; negative ones are dashed. Only edges from a layer to a later one count.
     """
+    _check_axes(scores)
     mean, n_prompts = prepared(scores, False, (4,))
+    mean = mean.transpose(*AXES)
     if mean.shape[0] != mean.shape[2] or mean.shape[1] != mean.shape[3]:
-        raise ValueError(f"senders and receivers differ: {dict(mean.sizes)}; they are [{' '.join(AXES)}]")
+        raise ValueError(f"senders and receivers differ: {dict(mean.sizes)}; they are {in_words(AXES)}")
     layers = [list(_places(mean, axis)) for axis in (0, 1)]
     edges = _edges(mean.to_numpy())
     if top < 1:
@@ -56,7 +58,8 @@ def composition_graph(
         )
     said += f", {abs(drawn[-1].score):.3g} to {abs(drawn[0].score):.3g}; wider: stronger" if drawn else ""
     heading = title or str(scores.attrs.get("method") or name).capitalize()
-    return framed(figure, theme, heading, about(scores.attrs, said, of_prompts(n_prompts)))
+    of_kind = {"kind": scores["kind"].item()} if "kind" in scores.coords else {}
+    return framed(figure, theme, heading, about(scores.attrs | of_kind, said, of_prompts(n_prompts)))
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,17 @@ class _Edge:
     sender: tuple[int, int]
     receiver: tuple[int, int]
     score: float
+
+
+def _check_axes(scores: DataArray) -> None:
+    if "kind" in scores.dims:
+        kinds = scores["kind"].values.tolist() if "kind" in scores.coords else range(scores.sizes["kind"])
+        raise ValueError(
+            f"the scores have an axis `kind`, with {list(kinds)}: select one, as in scores.sel(kind={kinds[0]!r})"
+        )
+    axes = [axis for axis in scores.dims if axis != "prompt"]
+    if set(axes) != set(AXES):
+        raise ValueError(f"the scores have the axes {in_words(axes)} beside prompts; a graph has {in_words(AXES)}")
 
 
 def _places(mean: DataArray, axis: int) -> range | list[int]:

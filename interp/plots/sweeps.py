@@ -27,7 +27,7 @@ def sweep(result: DataArray, **options: Any) -> go.Figure:
         return bars(result, **{"top": _MOST if is_long else None, **options})
     if len(axes) in (2, 3):
         return heatmap(result, **options)
-    if axes == AXES:
+    if set(AXES) <= set(axes):
         return composition_graph(result, **options)
     raise ValueError(
         f"no figure for the axes {in_words(axes)} beside prompts; one to three can be drawn, or {in_words(AXES)}"

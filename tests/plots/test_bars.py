@@ -64,7 +64,7 @@ def test_the_figure_fits_the_axes() -> None:
     assert len(plots.sweep(edges.rename(edge="layer")).data[0].x) == 40
     assert plots.sweep(contributions([1.0, 2.0])).layout.title.text == "Contribution: total 3"
     assert plots.sweep(DataArray(np.ones((2, 3)), dims=("layer", "head"))).data[0].type == "heatmap"
-    scores = DataArray(np.ones((2, 1, 2, 1)), dims=("sender_layer", "sender_head", "receiver_layer", "receiver_head"))
+    scores = DataArray(np.ones((2, 1, 2, 1)), dims=("sender_layer", "sender", "receiver_layer", "receiver"))
     assert plots.sweep(scores).data[0].name == "L0H0->L1H0"
     with pytest.raises(ValueError, match=r"\[a b c d\]"):
         plots.sweep(DataArray(np.ones((1, 1, 1, 1)), dims=("a", "b", "c", "d")))

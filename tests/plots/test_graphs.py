@@ -1,13 +1,18 @@
+from collections.abc import Callable
+
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 from xarray import DataArray
 
 from interp import plots
+from interp.weights import composition_scores
+from tests.variants import variant
 
 
 def scores(n_layers: int = 4, n_heads: int = 3) -> DataArray:
     draw = np.random.default_rng(0)
-    axes = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
+    axes = ("sender_layer", "sender", "receiver_layer", "receiver")
     values = draw.random((n_layers, n_heads, n_layers, n_heads))
     return DataArray(values, dims=axes, name="K-composition")
 
@@ -52,6 +57,28 @@ def test_without_a_threshold_the_largest_above_the_baseline_are_drawn() -> None:
     assert f"{len(above(scores(), 0.8))} edges above 0.8, of 54" in chosen
 
 
+@pytest.mark.parametrize("draw", [plots.composition_graph, plots.sweep])
+def test_composition_of_a_model_is_drawn_kind_by_kind(draw: Callable[..., go.Figure]) -> None:
+    model = variant("gpt2")
+    of_keys = composition_scores(model, "K", progress=False)
+    expected = above(of_keys, of_keys.attrs["baseline"])
+    figure = draw(of_keys, top=99)
+    assert {edge.name for edge in edges(figure)} == set(expected)
+    assert expected
+    assert figure.layout.title.text == "Composition"
+    assert figure.layout.title.subtitle.text.startswith("K · ")
+    every = composition_scores(model, progress=False)
+    with pytest.raises(
+        ValueError, match=r"axis `kind`, with \['Q', 'K', 'V'\]: select one, as in scores.sel\(kind='Q'\)"
+    ):
+        draw(every)
+    chosen = draw(every.sel(kind="K"), top=99)
+    assert {edge.name for edge in edges(chosen)} == set(expected)
+    assert chosen.layout.title.subtitle.text == figure.layout.title.subtitle.text
+    turned = draw(of_keys.transpose("receiver", "sender_layer", "sender", "receiver_layer"), top=99)
+    assert {edge.name for edge in edges(turned)} == set(expected)
+
+
 def test_signs_show_and_prompts_are_averaged_over() -> None:
     both = DataArray(np.stack([-scores().values, -scores().values / 2], -1), dims=(*scores().dims, "prompt"))
     figure = plots.composition_graph(both, threshold=0.6)
@@ -65,7 +92,7 @@ def test_every_head_is_a_node() -> None:
 
 
 def test_what_is_no_graph_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"\[sender_layer sender_head\]"):
+    with pytest.raises(ValueError, match=r"\[sender_layer sender\] beside prompts; a graph has"):
         plots.composition_graph(scores()[:, :, 0, 0])
     with pytest.raises(ValueError, match="senders and receivers differ"):
         plots.composition_graph(scores()[:2])
