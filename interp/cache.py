@@ -48,6 +48,11 @@ class ActivationCache(Mapping[str, Tensor]):
         self.pos_slice = slice(*pos_slice) if isinstance(pos_slice, tuple) else pos_slice
         self.has_batch_dim = has_batch_dim
 
+    @property
+    def model(self) -> Any:
+        """The `HookedGPT` that ran, or None if the cache was loaded without it."""
+        return self._model
+
     def __getitem__(self, key: str | tuple[str | int | None, ...]) -> Tensor:
         return self._tensors[self.full_name(key)]
 

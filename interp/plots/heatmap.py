@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
+import torch
 from plotly.subplots import make_subplots
 from xarray import DataArray
 
 from interp.cache import ActivationCache
 from interp.plots.results import is_signed, labels, of_prompts, prepared, quantity
 from interp.plots.theme import Palette, Theme, about, framed, in_words, palette, ticks
+from interp.results import token_texts
 
 Scale = Literal["diverging", "sequential"]
 TEXT_CELLS = 800  # more text makes a browser wait
@@ -85,20 +87,28 @@ def patterns(
 ) -> go.Figure:
     """Where the heads of a layer look in one prompt, [query_pos key_pos]: all of them, or those asked for.
 
-    `tokens`, as `model.to_str_tokens` gives them, name the positions; else their ids do.
+    Positions, padding left out, are named by their tokens: `tokens`, or the cached ones as the cache's model spells
+    them.
     """
-    pattern = cache["pattern", layer].detach().float().cpu().numpy()
+    pattern = cache["pattern", layer].detach().float().cpu()
     pattern = pattern if cache.has_batch_dim else pattern[None]
     if not 0 <= prompt < len(pattern):
         raise ValueError(f"prompt={prompt}; the cache has {len(pattern)}, from 0")
-    of_one = pattern[prompt]
+    if pattern.ndim != 4 or pattern.shape[-2] != pattern.shape[-1]:
+        raise ValueError(
+            f"the pattern is {list(pattern.shape)}; it is drawn if it is of all positions of whole prompts"
+        )
+    of_one, ids = pattern[prompt], None if cache.tokens is None else torch.atleast_2d(cache.tokens)[prompt].cpu()
+    if cache.attention_mask is not None:
+        is_own = torch.atleast_2d(cache.attention_mask)[prompt].bool().cpu()
+        of_one, ids = of_one[:, is_own][:, :, is_own], None if ids is None else ids[is_own]
     wanted = list(range(len(of_one))) if head is None else [head] if isinstance(head, int) else list(head)
     if unknown := [each for each in wanted if not 0 <= each < len(of_one)]:
         raise ValueError(f"head={unknown}; layer {layer} has {len(of_one)} heads, from 0")
-    if tokens is None and cache.tokens is not None:
-        tokens = [str(token) for token in cache.tokens.reshape(len(pattern), -1)[prompt].tolist()]
+    if tokens is None and ids is not None:
+        tokens = [str(i) for i in ids.tolist()] if cache.model is None else token_texts(cache.model, ids).tolist()
     places = {axis: _named(axis, n, tokens) for axis, n in zip(("query_pos", "key_pos"), of_one.shape[1:], strict=True)}
-    found = DataArray(of_one[wanted], coords={"head": wanted, **places}, name="attention")
+    found = DataArray(of_one[wanted].numpy(), coords={"head": wanted, **places}, name="attention")
     heading = title or f"Attention patterns of layer {layer}" + ("" if len(wanted) > 1 else f", head {wanted[0]}")
     return heatmap(found if len(wanted) > 1 else found[0], title=heading, scale="sequential", limit=1, theme=theme)
 

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -7,6 +7,8 @@ from xarray import DataArray
 from interp import plots
 from interp.metrics import logit_diff
 from interp.patching import ablation, activation_patching, path_patching
+from interp.plots.theme import visible
+from interp.tokenization import Tokenizer
 from tests.variants import some_tokens, variant
 
 
@@ -149,6 +151,32 @@ def test_patterns_are_those_of_the_cache() -> None:
         plots.patterns(cache, 0, head=3)
     with pytest.raises(ValueError, match="prompt=3"):
         plots.patterns(cache, 0, prompt=3)
+
+
+def test_patterns_spell_their_tokens_and_leave_out_padding() -> None:
+    model = variant("gpt2", d_vocab=280)
+    model.tokenizer = Tokenizer.train(
+        ["the cat sat on the mat, and the dog on the log"] * 9, d_vocab=280, progress=False
+    )
+    texts = ["the cat", "the cat sat on the mat"]
+    sides: tuple[Literal["left", "right"], ...] = ("left", "right")
+    for side in sides:
+        tokens, mask = model.read(texts, padding_side=side)
+        _, cache = model.run_with_cache(tokens, attention_mask=mask)
+        for prompt, text in enumerate(texts):
+            _, alone = model.run_with_cache(text)
+            named = tuple(f"{i} {visible(token)}" for i, token in enumerate(model.to_str_tokens(text)))
+            for figure in (plots.patterns(cache, 1, prompt=prompt), plots.patterns(alone.remove_batch_dim(), 1)):
+                assert figure.layout.xaxis.ticktext == figure.layout.yaxis.ticktext == named
+                np.testing.assert_allclose([x.z for x in figure.data], alone["pattern", 1].detach(), atol=1e-6)
+
+
+def test_patterns_of_parts_of_prompts_are_refused() -> None:
+    model, tokens = variant("gpt2"), some_tokens()
+    for part in (-1, slice(2, 5)):
+        _, cache = model.run_with_cache(tokens, pos_slice=part)
+        with pytest.raises(ValueError, match="all positions of whole prompts"):
+            plots.patterns(cache, 1)
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:
