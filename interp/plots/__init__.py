@@ -9,6 +9,7 @@ from interp.plots.bars import attribution_bars, bars
 from interp.plots.curves import training_curves
 from interp.plots.graphs import composition_graph
 from interp.plots.heatmap import heatmap, patterns
+from interp.plots.streams import stream_statistics
 from interp.plots.sweeps import sweep
 from interp.plots.tables import lens_table
 
@@ -19,6 +20,7 @@ __all__ = [
     "heatmap",
     "lens_table",
     "patterns",
+    "stream_statistics",
     "sweep",
     "training_curves",
 ]
