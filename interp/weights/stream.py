@@ -89,7 +89,8 @@ def read_off(model: HookedGPT, rows: Float[Tensor, "... d_model"], layer: int) -
 def for_each_head(
     model: HookedGPT, by_kv_head: Float[Tensor, "kv_head d_model d_head"]
 ) -> Float[Tensor, "head d_model d_head"]:
-    return by_kv_head.repeat_interleave(model.cfg.n_heads // model.cfg.n_key_value_heads, dim=0)
+    n_in_group = model.cfg.n_heads // model.cfg.n_key_value_heads
+    return by_kv_head if n_in_group == 1 else by_kv_head.repeat_interleave(n_in_group, dim=0)
 
 
 def is_post(model: HookedGPT) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from interp.weights import composition_scores, random_composition, virtual_weights
+from interp.weights import composition, composition_scores, random_composition, virtual_weights
 from interp.zoo import planted
 from tests.variants import VARIANTS, variant
 from tests.weights import by_hand
@@ -23,6 +23,10 @@ def dense(model, kind: str, sender: tuple[int, int], receiver: tuple[int, int]) 
     read = by_hand.ov(model, *receiver) if kind == "V" else by_hand.qk(model, *receiver)
     read = read.T if kind == "K" else read
     return float((sent @ read).norm() / (sent.norm() * read.norm()))
+
+
+def take(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(composition, "_is_cheaper_by_grams", lambda *given: way == "grams")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -49,8 +53,54 @@ def test_scores_are_those_of_the_definition(name: str, dtype: torch.dtype) -> No
                         np.testing.assert_allclose(found[a, b], expected, rtol=10 * DTYPES[dtype])
 
 
+@pytest.mark.parametrize("way", ["grams", "direct"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "sandwich", "post", "attn_only_post"])
+def test_both_ways_are_the_definition_in_parts_of_any_size(
+    name: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = variant(name, torch.float64, n_layers=4)
+    take(way, monkeypatch)
+    whole = composition_scores(model)
+    assert float(whole.sel(kind="K")[0, 1, 3, 2]) == pytest.approx(dense(model, "K", (0, 1), (3, 2)), rel=1e-11)
+    for n_rows, held in [(4, 2**28), (5, 10_000), (64, 1)]:
+        monkeypatch.setattr(composition, "_ROWS", n_rows)
+        monkeypatch.setattr(composition, "_HELD", held)
+        monkeypatch.setattr(composition, "_SENDERS", 2)
+        np.testing.assert_allclose(composition_scores(model), whole, rtol=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["Q", "K", "V"])
+def test_few_wide_heads_go_by_grams_and_many_narrow_ones_directly(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways: list[bool] = []
+    choose = composition._is_cheaper_by_grams
+    monkeypatch.setattr(composition, "_is_cheaper_by_grams", lambda *given: ways.append(choose(*given)) or ways[-1])
+    for sizes in ({"d_model": 24, "d_head": 12, "n_heads": 6}, {"d_model": 60, "d_head": 3, "n_heads": 9}):
+        model = variant("gpt2", torch.float64, n_layers=3, **sizes)
+        found = float(composition_scores(model, kind)[1, 3, 2, 4])
+        assert found == pytest.approx(dense(model, kind, (1, 3), (2, 4)), rel=1e-11)
+    assert ways == [True, False]
+
+
+@pytest.mark.parametrize("overlap", [0.3, 0.1, 0.03, 0.01, 1e-3, 1e-5])
+def test_small_scores_are_as_exact_as_large_ones(overlap: float) -> None:
+    """What is read lies nearly, but for a share, across the directions that are written."""
+    draw = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(96, 96, generator=draw, dtype=torch.float64)).Q
+    writes, reads = torch.randn(2, 10, 16, 96, generator=draw, dtype=torch.float64)
+    writes[..., 48:] = 0
+    reads[..., :48] *= overlap
+    writes, reads = (writes @ basis).float(), (reads @ basis).float()
+    exact = torch.stack([torch.stack([(L @ R.T).norm() for R in reads.double()]) for L in writes.double()])
+    found = composition._squares_by_grams(writes, reads[None], [10])[0].sqrt()
+    close(found.double(), exact, rtol=1e-5, atol=1e-7 * float(exact.max()) / overlap)
+
+
+@pytest.mark.parametrize("way", ["grams", "direct"])
 @pytest.mark.parametrize("norm", [None, "RMS"])
-def test_planted_induction_is_composition_of_keys_alone(norm: str | None) -> None:
+def test_planted_induction_is_composition_of_keys_alone(
+    norm: str | None, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(way, monkeypatch)
     model = planted.induction(norm=norm).model
     scores = composition_scores(model).sel(sender_layer=0, receiver_layer=1)
     assert float(scores.sel(kind="K")[0, 0]) > 1.5 * scores.attrs["baseline"]
