@@ -32,8 +32,10 @@ class Asked:
 
     @cached_property
     def queries(self) -> Bool[Tensor, "row query_pos"]:
-        """All but the first token and padding."""
-        return self.rows.real & (torch.arange(self.rows.real.shape[1], device=self.first.device) > self.first[:, None])
+        """All that are asked about, but for the first token."""
+        return self.rows.queries & (
+            torch.arange(self.rows.real.shape[1], device=self.first.device) > self.first[:, None]
+        )
 
     @cached_property
     def earlier(self) -> Bool[Tensor, "row query_pos key_pos"]:

@@ -19,6 +19,7 @@ from interp.model.inputs import positions
 from interp.weights import stream
 
 _HEADS, _SHUFFLES = 500, 20  # at least
+_CLEAR = 5.0  # standard deviations: a model has thousands of scores, and chance should name none of them
 _AT_ONCE = 2**23  # numbers in a layer's patterns
 
 
@@ -119,17 +120,17 @@ def _look(null: Null, rows: Rows, part: int, first_row: int, hear: Callable[[Loo
 class Score:
     """A score of every head: a mean over rows, how sure it is, and what shuffled heads reach.
 
-    Where rows have a value for each of several choices, a head's own choice is the one whose median row is greatest,
-    and the score is that median.
+    Where rows have a value for each of several choices, the score is what three rows in four reach, of the choice for
+    which this is most: so a choice that suits a few rows alone counts nothing.
     """
 
     def __init__(self, table: Table) -> None:
         own, shuffled = table.own, table.shuffled
         if own.ndim == 4:
-            medians = own.nanmedian(2).values
-            self.choice, self.value = medians.nan_to_num(-torch.inf).argmax(-1), medians.amax(-1)
+            reached = own.nanquantile(0.25, 2)
+            self.choice, self.value = reached.nan_to_num(-torch.inf).argmax(-1), reached.nan_to_num(-torch.inf).amax(-1)
             own = own.take_along_dim(self.choice[..., None, None], 3)[..., 0]
-            null = shuffled.nanmedian(1).values.amax(-1)
+            null = shuffled.nanquantile(0.25, 1).nan_to_num(-torch.inf).amax(-1)
         else:
             self.choice, self.value, null = None, own.nanmean(2), shuffled.nanmean(1)
         counts = own.isfinite().sum(2)
@@ -138,8 +139,9 @@ class Score:
         self.low, self.high = self.value - 1.96 * error, self.value + 1.96 * error
         self.n = int(counts.max())
         null = null[null.isfinite()]
-        self.threshold = float(null.max()) if len(null) else torch.nan
         self.null = float(null.mean()) if len(null) else torch.nan
+        most = float(null.max()) if len(null) else torch.nan
+        self.threshold = max(most, min(self.null + _CLEAR * float(null.std()), (1 + most) / 2))  # 1 is a perfect score
 
     @classmethod
     def unknown(cls, model: HookedGPT) -> "Score":

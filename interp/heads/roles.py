@@ -36,6 +36,7 @@ def detect(
     *,
     text: str | Sequence[str] | None = None,
     lists: Sequence[Sequence[int]] | None = None,
+    queries: Tensor | None = None,
     attention_mask: Tensor | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -43,14 +44,13 @@ def detect(
     """Every head's roles, with the evidence; what is read is as in `scores`.
 
     An `xarray.Dataset`: `score` [score layer head] with all that `scores` says of it, `named` alike, and `role` and
-    `rests` [layer head]. A role is named where even the lower end of the score's interval lies above the greatest score
-    of any head with shuffled weights, and what looking a fixed distance back explains of it does not count. "first" is
-    named only where nothing else is, and as much is moved from the first token as attention rests on it: where less is,
-    the head has nothing to do there, and `rests`. Of a head without a role nothing is claimed: "unclassified".
+    `rests` [layer head]. A role is named where even the lower end of the score's interval is above its threshold, and
+    what looking a fixed distance back explains of it does not count. "first" is named only where the head is not known
+    to look elsewhere, and as much is moved from the first token as attention rests on it: where less is, the head has
+    nothing to do there, and `rests`. Of a head without a role nothing is claimed: "unclassified".
     """
-    return roles(
-        scores(model, tokens, text=text, lists=lists, attention_mask=attention_mask, seed=seed, progress=progress)
-    )
+    chosen: dict[str, Any] = {"text": text, "lists": lists, "queries": queries, "attention_mask": attention_mask}
+    return roles(scores(model, tokens, **chosen, seed=seed, progress=progress))
 
 
 def roles(found: Result) -> Dataset:
@@ -61,8 +61,8 @@ def roles(found: Result) -> Dataset:
     first, moved = found.sel(score="first", drop=True), found.sel(score="first_moved", drop=True)
     attends, moves = (clear.sel(score=name, drop=True) for name in ("first", "first_moved"))
     named = clear.drop_sel(score="first_moved")
-    has_other = named.drop_sel(score="first").any("score")
-    is_first = attends & moves & (moved.high >= first) & ~has_other
+    looks_elsewhere = named.drop_sel(score=["first", "copying", "successor"]).any("score")
+    is_first = attends & moves & (moved.high >= first) & ~looks_elsewhere
     named = named.copy()
     named.loc[{"score": "first"}] = is_first
     listed = np.empty(first.shape, dtype=object)

@@ -3,7 +3,8 @@
 1. What is read (`trials`): rows of random tokens, each repeated with a period of its own; a text; lists in order.
 2. One pass over it. As a layer's patterns are made, each head is measured (`looks`), and so are the layer's heads with
    the entries of their weights in another order (`null`): some 500 of these, in 20 orders at least.
-3. A score's threshold is the greatest that any shuffled head reached, whatever its layer.
+3. A score's threshold lies above the greatest that any shuffled head reached, whatever its layer: 5 standard deviations
+   above the mean of them all, or half of the way from the greatest to 1, if that is less.
 
 Patterns tell where a head looks; what it does with what it finds is told by its OV circuit, end to end (`weights`).
 """
@@ -45,6 +46,7 @@ def scores(
     *,
     text: str | Sequence[str] | None = None,
     lists: Sequence[Sequence[int]] | None = None,
+    queries: Bool[Tensor, "row pos"] | None = None,
     attention_mask: Tensor | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -52,21 +54,24 @@ def scores(
     """How far each head is of each kind, [score layer head]; `SCORES` says what each number is.
 
     Read are random tokens that repeat, and for the last of them a text: the standard library's, where the model has a
-    tokenizer. Give `tokens`, or texts, to have all scores taken on these; `text` for another text; `lists` of token ids
-    for "successor". What cannot be measured is NaN.
+    tokenizer. Give `tokens`, or texts, to have all but the last taken on these, with `queries` on the attention of some
+    of their positions alone; `text` for another text; `lists` of token ids for "successor". What cannot be measured is
+    NaN.
 
     Beside each score: `low` and `high`, 1.96 standard errors over rows (for "successor", items) away, and `n` of these;
-    `threshold` and `null`, the greatest and the mean score of heads with shuffled weights; `by_distance`, how much of
+    `null`, the mean score of heads with shuffled weights, and `threshold`, above them all; `by_distance`, how much of
     "duplicate" and "induction" the head's habit of looking so far back explains; and `k` of "k_back".
     """
-    rows = trials.repeats(model, seed=seed) if tokens is None else _given(model, tokens, attention_mask)
+    if tokens is None and (queries is not None or attention_mask is not None):
+        raise ValueError("queries and attention_mask are of the tokens that you give: give tokens=")
+    rows = trials.repeats(model, seed=seed) if tokens is None else _given(model, tokens, attention_mask, queries)
     has_text = text is not None or (tokens is None and model.tokenizer is not None)
     if text is not None and model.tokenizer is None:
         raise ValueError("text= needs a tokenizer, and the model has none; give tokens=")
     of_text = trials.text_rows(model, text) if has_text else None
     known = trials.ordered_lists(model) if lists is None else [list(each) for each in lists]
     null = Null(model, seed)
-    detectors = _Detectors(model, rows, known, is_given=of_text is None and tokens is not None)
+    detectors = _Detectors(model, rows, known)
     tables = measured(null, [rows] if of_text is None else [rows, of_text], detectors, progress)
     each = [Score(tables[name]) if name in tables else Score.unknown(model) for name in SCORES]
     back = Score(tables["k_back"]).choice
@@ -137,10 +142,10 @@ def detect_pattern(
 class _Detectors:
     """All scores, of each layer's heads as they look."""
 
-    def __init__(self, model: HookedGPT, rows: Rows, lists: list[list[int]], is_given: bool) -> None:
-        self.model, self.lists, self.is_given = model, lists, is_given
+    def __init__(self, model: HookedGPT, rows: Rows, lists: list[list[int]]) -> None:
+        self.model, self.lists = model, lists
         self.distances: dict[str, Tensor] = {}  # how far back a score's keys are, [row offset]
-        predicts_what_it_reads = model.cfg.d_vocab_out >= model.cfg.d_vocab
+        predicts_what_it_reads = model.cfg.d_vocab_out == model.cfg.d_vocab
         self.words = Words.of(model, rows.tokens.to(model.device)) if predicts_what_it_reads else None
         self._moved: dict[tuple[int, int | None], tuple[Tensor, Tensor]] = {}
         self._listed = set[tuple[int, int | None]]()
@@ -159,7 +164,7 @@ class _Detectors:
             found["first_moved"] = looks.first_of_all_moved(pattern, looking.lengths, asked)
             if self.words is not None:
                 found |= self._of_words(looking, self.words)
-        if looking.part == 1 or self.is_given:
+        else:
             found["induction_text"] = looks.induction_beyond_chance(pattern, asked)
         place = looking.heads.layer, looking.shuffle
         if self.lists and place not in self._listed:
@@ -207,10 +212,12 @@ def successors(heads: LayerHeads, lists: Sequence[Sequence[int]]) -> Float[Tenso
     return torch.cat(found)
 
 
-def _given(model: HookedGPT, prompts: Any, attention_mask: Tensor | None) -> Rows:
+def _given(model: HookedGPT, prompts: Any, attention_mask: Tensor | None, queries: Tensor | None = None) -> Rows:
     tokens, mask = as_tokens(model, prompts, attention_mask)
     if tokens.shape[1] < 3:
         raise ValueError(
             f"rows of {tokens.shape[1]} tokens: give 3 at least, so that there is something to look back to"
         )
-    return Rows(tokens, torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask)
+    if queries is not None and queries.shape != tokens.shape:
+        raise ValueError(f"queries has shape {list(queries.shape)}; the tokens are {list(tokens.shape)}")
+    return Rows.of(tokens, mask, queries)

@@ -25,10 +25,11 @@ _ORDERED = (
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of tokens, real where the mask is True."""
+    """Rows of tokens, real where the mask is True; `queries`: about which of them something is asked."""
 
     tokens: Int[Tensor, "row pos"]
     real: Bool[Tensor, "row pos"]
+    queries: Bool[Tensor, "row pos"]
 
     @property
     def mask(self) -> Tensor | None:
@@ -36,12 +37,19 @@ class Rows:
         return None if bool(self.real.all()) else self.real
 
     def to(self, device: torch.device) -> "Rows":
-        return Rows(self.tokens.to(device), self.real.to(device))
+        return Rows(self.tokens.to(device), self.real.to(device), self.queries.to(device))
 
     def batches(self, n: int) -> Iterator[tuple[int, "Rows"]]:
         """So many rows at once, and the number of the first."""
         for first in range(0, len(self.tokens), n):
-            yield first, Rows(self.tokens[first : first + n], self.real[first : first + n])
+            some = slice(first, first + n)
+            yield first, Rows(self.tokens[some], self.real[some], self.queries[some])
+
+    @classmethod
+    def of(cls, tokens: Int[Tensor, "row pos"], real: Tensor | None = None, queries: Tensor | None = None) -> "Rows":
+        """All tokens are real, and all real ones asked about, where it is not said otherwise."""
+        real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
+        return cls(tokens, real, real if queries is None else queries.to(real.device) & real)
 
 
 def repeats(model: HookedGPT, n_rows: int = 24, n_pos: int = 64, *, seed: int = 0) -> Rows:
@@ -58,7 +66,7 @@ def repeats(model: HookedGPT, n_rows: int = 24, n_pos: int = 64, *, seed: int = 
     longest = min(longest, len(usable) - 1)
     if n < 2 * shortest + 2 or longest < shortest + 2:
         raise ValueError(
-            f"rows of {n_pos} tokens, drawn from {len(usable)}, leave no room for three periods: give tokens= of your own"
+            f"rows of {n_pos} tokens, drawn from {len(usable)}, have no room for three periods: give tokens= yourself"
         )
     period = torch.randint(shortest, longest + 1, (n_rows, 1), generator=draw)
     phase = torch.randint(0, max(1, n // 16) + 1, (n_rows, 1), generator=draw)
@@ -69,7 +77,7 @@ def repeats(model: HookedGPT, n_rows: int = 24, n_pos: int = 64, *, seed: int = 
     tokens = usable[order.gather(1, place)]
     if bos:
         tokens = torch.cat((torch.full((n_rows, 1), bos[0]), tokens), 1)
-    return Rows(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    return Rows.of(tokens)
 
 
 def text_rows(model: HookedGPT, text: str | Sequence[str] | None, n_rows: int = 16, n_pos: int = 64) -> Rows:
@@ -88,7 +96,7 @@ def text_rows(model: HookedGPT, text: str | Sequence[str] | None, n_rows: int = 
         raise ValueError("text= has no two tokens: there is nothing to look back to")
     longest = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    return Rows(tokens, torch.tensor([[i < len(row) for i in range(longest)] for row in rows]))
+    return Rows.of(tokens, torch.tensor([[i < len(row) for i in range(longest)] for row in rows]))
 
 
 def ordered_lists(model: HookedGPT) -> list[list[int]]:

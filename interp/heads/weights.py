@@ -1,7 +1,7 @@
-"""A layer's heads by their weights alone: their own, or with the entries of each matrix put in another order.
+"""A layer's heads by their weights alone: their own, or with the entries of each head's matrices in another order.
 
-The second kind is the null that scores are held against: heads that read the same streams, with weights as large as
-these, and no circuit in them.
+The second kind is the null that scores are held against: heads that read the same streams, each with weights as large
+as one of these, and no circuit in them.
 """
 
 from dataclasses import dataclass
@@ -35,17 +35,25 @@ class LayerHeads:
         return cls(model, layer, attn.qkv.weight, attn.qkv.bias, attn.out.weight)
 
     def shuffled(self, seed: int) -> "LayerHeads":
-        """Queries', keys', values' and outputs' weights and biases, the entries of each in a random order."""
-        draw = torch.Generator().manual_seed(seed)
+        """In each head, the entries of its queries', keys', values' and outputs' weights in a random order."""
+        draw, attn, n_heads = (
+            torch.Generator().manual_seed(seed),
+            self.model.blocks[self.layer].attn,
+            self.model.cfg.n_heads,
+        )
 
-        def mixed(part: Tensor) -> Tensor:
-            order = torch.randperm(part.numel(), generator=draw).to(part.device)
-            return part.flatten()[order].view_as(part)
+        def mixed(by_head: Float[Tensor, "head ..."]) -> Tensor:
+            flat = by_head.flatten(1)
+            order = torch.randperm(flat.shape[1], generator=draw).to(flat.device)
+            return flat[:, order].view(by_head.shape)
 
-        by_part = self.model.blocks[self.layer].attn.by_part
-        qkv = torch.cat([mixed(part) for part in by_part(self.qkv)])
-        bias = None if self.qkv_bias is None else torch.cat([mixed(part) for part in by_part(self.qkv_bias)])
-        return LayerHeads(self.model, self.layer, qkv, bias, mixed(self.out))
+        def fused(rows: Tensor) -> Tensor:
+            each = [part.unflatten(0, (-1, self.model.cfg.d_head)) for part in attn.by_part(rows)]
+            return torch.cat([mixed(part).flatten(0, 1) for part in each])
+
+        out = mixed(self.out.unflatten(1, (n_heads, -1)).transpose(0, 1)).transpose(0, 1).flatten(1)
+        bias = None if self.qkv_bias is None else fused(self.qkv_bias)
+        return LayerHeads(self.model, self.layer, fused(self.qkv), bias, out)
 
     def look(
         self, resid_pre: Streams, this: Pass
@@ -112,7 +120,7 @@ class Words:
         self, what: Bool[Tensor, "head source"], tokens: Int[Tensor, "row pos"]
     ) -> Bool[Tensor, "row head pos"]:
         """What is said of each source, at its places in these rows; of other tokens, no."""
-        index = torch.searchsorted(self.sources, tokens).clamp(max=len(self.sources) - 1)
+        index = torch.searchsorted(self.sources, tokens.contiguous()).clamp(max=len(self.sources) - 1)
         return (what[:, index] & (self.sources[index] == tokens)).transpose(0, 1)
 
     def predicted(self, model: HookedGPT, resid: Streams) -> Int[Tensor, "row pos"]:
