@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 
 END_OF_TEXT = "<|endoftext|>"
+_PIECE = 2**20  # characters of a long text that are tokenised at once
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,20 @@ class Tokenizer:
         cut: Any = self._backend.pre_tokenizer
         is_by_words = isinstance(cut, pre_tokenizers.ByteLevel) and cut.use_regex and not cut.add_prefix_space
         return is_by_words or self._is_of_characters
+
+    def pieces(self, text: str) -> Iterator[tuple[str, bool]]:
+        """A long text in pieces that are tokenised as they would be in the whole, and whether each is the last.
+
+        A single line break between two words is a token border in every byte-level vocabulary.
+        """
+        start = 0
+        while self.cuts_at_lines and len(text) - start > _PIECE:
+            found = re.compile(r"(?<=\S)\n(?=\S)").search(text, start + _PIECE)
+            if found is None:
+                break
+            yield text[start : found.end()], False
+            start = found.end()
+        yield text[start:], True
 
     @property
     def _is_of_characters(self) -> bool:

@@ -32,7 +32,7 @@ class TextInterface(StackedWeights):
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise ValueError("no text was given: an empty list")
-        start = self._bos(prepend_bos)
+        start = self.bos_tokens(prepend_bos)
         rows = [start + tokens for tokens in tokenizer.encode_batch(texts)]
         if empty := [i for i, row in enumerate(rows) if not row]:
             raise ValueError(f"texts {empty} are empty and become no token; prepend_bos=True gives each at least one")
@@ -119,7 +119,8 @@ class TextInterface(StackedWeights):
             raise ValueError("this model has no tokenizer: give tokens, or set model.tokenizer")
         return self.tokenizer
 
-    def _bos(self, prepend_bos: bool | None) -> list[int]:
+    def bos_tokens(self, prepend_bos: bool | None = None) -> list[int]:
+        """What stands in front of a text: the beginning-of-text token, or nothing."""
         if not (self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos):
             return []
         bos = self._tokenizer().bos_token_id

@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.config import GPTConfig
+from interp.corpus import token_file
 
 IGNORED = -100  # the target of a position that is asked for nothing
 
@@ -81,7 +82,7 @@ class TokenFile:
         self, tokens: str | os.PathLike[str] | np.ndarray, n_ctx: int, *, bos: int | None = None, seed: int = 0
     ):
         self.name = "tokens" if isinstance(tokens, np.ndarray) else os.fspath(tokens)
-        self.tokens = tokens if isinstance(tokens, np.ndarray) else _opened(Path(tokens))
+        self.tokens = tokens if isinstance(tokens, np.ndarray) else token_file(Path(tokens))
         self.n_ctx, self.bos, self.seed = n_ctx, bos, seed
         self._need = n_ctx + (bos is None)
         if n_ctx < 1 or (bos is not None and bos < 0):
@@ -305,15 +306,6 @@ class Rows:
     def identity(self) -> str:
         """See `Data`. An iterable cannot tell."""
         return "rows"
-
-
-def _opened(file: Path) -> np.ndarray:
-    if not file.is_file():
-        raise FileNotFoundError(f"no token file {file}")
-    try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{file} is no complete .npy file of tokens: {error}") from None
 
 
 @lru_cache(maxsize=8)

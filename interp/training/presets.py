@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from interp.config import GPTConfig
-from interp.corpus import standard_library
+from interp.corpus import standard_library, texts_of
 from interp.loading.files import replacing
 from interp.model import HookedGPT
 from interp.tokenization import END_OF_TEXT, Tokenizer
@@ -19,7 +19,7 @@ from interp.training.data import Data, FullBatch, Held, Mixture, Shorter, Stages
 from interp.training.loop import Measure
 from interp.training.measures import fourier_power, head_scores, positional_or_induction, repeat_losses
 from interp.training.tasks import modular_addition, repeated_tokens
-from interp.training.texts import split, texts_of, write_tokens
+from interp.training.texts import split, write_tokens
 
 
 @dataclass(frozen=True)

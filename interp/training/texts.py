@@ -1,10 +1,8 @@
-"""From texts to files of tokens: read, split without leakage, tokenised in parallel."""
+"""From texts to files of tokens: split without leakage, tokenised in parallel."""
 
 import hashlib
-import json
 import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain, islice
 from pathlib import Path
 
@@ -13,32 +11,6 @@ from tqdm.auto import tqdm
 
 from interp.loading.files import replacing
 from interp.tokenization import Tokenizer
-
-_PIECE = 2**20  # characters of a long text that are tokenised at once
-
-
-def texts_of(files: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
-    """The texts of these files: a `.jsonl` file has one a line, under `text`; any other file is one."""
-    for file in map(Path, files):
-        if not file.is_file():
-            raise FileNotFoundError(f"no file {file}")
-        if file.suffix != ".jsonl":
-            try:
-                yield file.read_text(encoding="utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{file} is no text in UTF-8: {error}") from None
-            continue
-        with file.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    text = json.loads(line)["text"]
-                except (ValueError, KeyError, TypeError):
-                    raise ValueError(f"{file}, line {number}: no JSON object with a text") from None
-                if not isinstance(text, str):
-                    raise ValueError(f"{file}, line {number}: its text is a {type(text).__name__}")
-                yield text
 
 
 def split(texts: Iterable[str], held_out: float = 0.1) -> tuple[list[str], list[str]]:
@@ -69,7 +41,7 @@ def write_tokens(
     path.parent.mkdir(parents=True, exist_ok=True)
     dtype, n_tokens, n_characters = np.dtype(np.uint16 if tokenizer.d_vocab <= 2**16 else np.uint32), 0, 0
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    pieces = chain.from_iterable(_pieces(text, tokenizer) for text in texts)
+    pieces = chain.from_iterable(map(tokenizer.pieces, texts))
     with replacing(path) as unfinished, unfinished.open("wb") as out:
         _write_header(out, dtype, 0)
         with tqdm(desc="tokenising", unit=" characters", unit_scale=True, disable=not progress) as bar:
@@ -91,18 +63,3 @@ def write_tokens(
 def _write_header(out, dtype: np.dtype, n_tokens: int) -> None:
     about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (n_tokens,)}
     np.lib.format.write_array_header_1_0(out, about)  # it leaves room for the length to grow
-
-
-def _pieces(text: str, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
-    """A long text in pieces that are tokenised as they would be in the whole, and whether each is the last.
-
-    A single line break between two words is a token border in every byte-level vocabulary.
-    """
-    start = 0
-    while tokenizer.cuts_at_lines and len(text) - start > _PIECE:
-        found = re.compile(r"(?<=\S)\n(?=\S)").search(text, start + _PIECE)
-        if found is None:
-            break
-        yield text[start : found.end()], False
-        start = found.end()
-    yield text[start:], True

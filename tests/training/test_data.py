@@ -93,7 +93,7 @@ def test_token_files_stay_on_disk_and_equal_the_tokenizers_ids(tmp_path) -> None
 def test_a_long_text_is_tokenised_in_pieces_as_it_is_in_the_whole(tmp_path, monkeypatch) -> None:
     text = "\n\n".join(standard_library("held_out")[:6]) + " \n \n\n x\ny"
     tokenizer = Tokenizer.train([text], 500, progress=False)
-    monkeypatch.setattr("interp.training.texts._PIECE", 100)
+    monkeypatch.setattr("interp.tokenization._PIECE", 100)
     whole = [*tokenizer.encode(text), tokenizer.eos_token_id]
     assert np.load(write_tokens([text], tokenizer, tmp_path / "t.npy", progress=False)).tolist() == whole
 
