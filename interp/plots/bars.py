@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from xarray import DataArray
 
 from interp.plots.results import labels, of_prompts, prepared, quantity
-from interp.plots.theme import Theme, about, framed, palette, plain
+from interp.plots.theme import UNBROKEN, Theme, about, framed, palette, plain
 
 _ROW, _LEGEND = 18, 22  # pixels
 _ROWS_AT_ONCE = 16  # fit a figure of the usual height
@@ -49,7 +49,7 @@ def attribution_bars(
     return framed(
         figure,
         theme,
-        f"{heading}: total {whole:.4g}",
+        f"{heading}: total{UNBROKEN}{whole:.4g}",
         about(result.attrs, *notes),
         room=_LEGEND if len(set(kinds)) > 1 else 0,
     )

@@ -52,6 +52,7 @@ def training_curves(
         figure.add_trace(_line(name, curves[name], list(curves), coloured, steps, colours))
     what = _shared(list(curves))
     figure.update_yaxes(type=values, title_text=plain(what) + (" (log)" if values == "log" else ""), zeroline=False)
+    figure.update_yaxes(tickformat="~g" if values == "log" else None)
     _set_steps(figure, curves, steps)
     room = _mark(figure, phases or {}, steps, colours)
     legend = {"orientation": "v", "x": 1.01, "y": 1, "xanchor": "left", "yanchor": "top"}

@@ -46,9 +46,10 @@ def composition_graph(
             f"{len(drawn)} edges are above {threshold}; at most {_MOST_EDGES} are drawn: raise the threshold"
         )
     colours = palette(theme)
-    figure = go.Figure([_line(edge, drawn, colours) for edge in reversed(drawn)])  # the strongest on top
+    lines = [_line(edge, drawn, colours) for edge in reversed(drawn)]  # the strongest on top
+    figure = go.Figure(lines)
     _add_nodes(figure, drawn, layers, colours)
-    _set_axes(figure, layers)
+    _set_axes(figure, layers, [float(y) for line in lines for y in np.asarray(line.y)])
     name = str(scores.name or "score")
     if threshold is not None:
         said = f"{len(drawn)} edges above {threshold:.3g}, of {len(edges):,}"
@@ -127,6 +128,7 @@ def _line(edge: _Edge, drawn: list[_Edge], colours: Palette) -> go.Scatter:
 
 def _add_nodes(figure: go.Figure, drawn: list[_Edge], places: list[list[int]], colours: Palette) -> None:
     n_layers, n_heads = map(len, places)
+    is_crowded = n_layers > 6 or n_heads > 8
     busy = {node for edge in drawn for node in (edge.sender, edge.receiver)}
     idle = [(i, j) for i in range(n_layers) for j in range(n_heads) if (i, j) not in busy]
 
@@ -145,19 +147,19 @@ def _add_nodes(figure: go.Figure, drawn: list[_Edge], places: list[list[int]], c
             text=list(map(name, nodes)),
             customdata=said,
             textposition="top center",
-            textfont={"size": 10, "color": colours.ink},
+            textfont={"size": 8 if is_crowded else 10, "color": colours.ink},
             hovertemplate="%{text}<br>%{customdata}<extra></extra>",
             name=kind,
             showlegend=False,
             cliponaxis=False,
         )
 
-    add(idle, "heads without edges", "markers", {"size": 5, "color": colours.grid})
+    add(idle, "heads without edges", "markers", {"size": 4, "color": colours.missing})
     outline = {"color": colours.background, "width": 1}
-    add(sorted(busy), "heads", "markers+text", {"size": 10, "color": colours.ink, "line": outline})
+    add(sorted(busy), "heads", "markers+text", {"size": 6 if is_crowded else 10, "color": colours.ink, "line": outline})
 
 
-def _set_axes(figure: go.Figure, places: list[list[int]]) -> None:
+def _set_axes(figure: go.Figure, places: list[list[int]], heights: list[float]) -> None:
     for update, name, of in ((figure.update_xaxes, "layer", places[0]), (figure.update_yaxes, "head", places[1])):
         every = -(-len(of) // 16)
         shown = list(range(0, len(of), every))
@@ -170,4 +172,4 @@ def _set_axes(figure: go.Figure, places: list[list[int]]) -> None:
             zeroline=False,
         )
     figure.update_xaxes(range=[-0.5, len(places[0]) - 0.5])
-    figure.update_yaxes(range=[len(places[1]) - 0.5, -0.9])
+    figure.update_yaxes(range=[max([len(places[1]) - 0.7, *heights]) + 0.2, min([-0.7, *heights]) - 0.2])

@@ -12,14 +12,17 @@ from plotly.subplots import make_subplots
 from xarray import DataArray
 
 from interp.cache import ActivationCache
+from interp.plots.cells import with_words
 from interp.plots.results import is_signed, labels, of_prompts, prepared, quantity
-from interp.plots.theme import Palette, Theme, about, framed, in_words, palette, ticks
+from interp.plots.theme import LABEL, Palette, Theme, about, broken, framed, in_words, palette, ticks
 from interp.results import token_texts
 
 Scale = Literal["diverging", "sequential"]
 TEXT_CELLS = 800  # more text makes a browser wait
-_OWN_TEXT_CELLS, _HOVER_CELLS = 100, 20_000
+_OWN_TEXT_CELLS, _OWN_TEXT_COLUMNS = 100, 16
+_HOVER_CELLS = 20_000
 _PANELS, _SLIDES = 12, 128
+_TITLES = 54  # characters of the titles of panels side by side
 _SLIDER = 72  # pixels
 
 
@@ -34,7 +37,7 @@ def heatmap(
     limit: int | float | None = None,
     text: bool | None = None,
     theme: Theme = "light",
-    max_labels: tuple[int, int] = (24, 20),
+    max_labels: tuple[int, int] = (24, 16),
 ) -> go.Figure:
     """A map of a result with two axes beside prompts, `y` down and `x` across; a third makes panels, or a slider.
 
@@ -45,7 +48,9 @@ def heatmap(
     mean, n_prompts = prepared(result, effect, (2, 3))
     mean, along = _arranged(mean, x, y)
     colours, name = palette(theme), quantity(result, effect)
-    has_text = mean.size <= _OWN_TEXT_CELLS if text is None else text
+    n_columns = _grid(mean.sizes[along])[1] if along is not None and mean.sizes[along] <= _PANELS else 1
+    is_narrow = n_columns * mean.shape[-1] <= _OWN_TEXT_COLUMNS
+    has_text = mean.size <= _OWN_TEXT_CELLS and is_narrow if text is None else text
     if has_text and mean.size > TEXT_CELLS:
         raise ValueError(f"text=True: {mean.size} cells; text is readable in {TEXT_CELLS} at most")
     signed = scale == "diverging" or (scale is None and is_signed(result, mean, effect))
@@ -57,15 +62,17 @@ def heatmap(
     under = about(result.attrs, of_prompts(n_prompts), clipped, grey)
     heading = title or str(result.attrs.get("method") or name).capitalize()
     across, down = mean.dims[-1], mean.dims[-2]
-    n_columns = _grid(mean.sizes[along])[1] if along is not None and mean.sizes[along] <= _PANELS else 1
-    x_ticks = ticks(labels(mean, across), -(-max_labels[0] // n_columns)) | {"showgrid": False, "zeroline": False}
-    y_ticks = ticks(labels(mean, down), max_labels[1]) | {"showgrid": False, "zeroline": False}
+    x_ticks = ticks(labels(mean, across, LABEL), -(-max_labels[0] // n_columns)) | {
+        "showgrid": False,
+        "zeroline": False,
+    }
+    y_ticks = ticks(labels(mean, down, LABEL), max_labels[1]) | {"showgrid": False, "zeroline": False}
     if along is None:
         figure = go.Figure(panels.traces())
         framed(figure, theme, heading, under)
     elif mean.sizes[along] <= _PANELS:
-        figure = _side_by_side(panels, along)
-        framed(figure, theme, heading, under, room=22)
+        figure, n_lines = _side_by_side(panels, along)
+        framed(figure, theme, heading, under, room=8 + 14 * n_lines)
     else:
         figure = _slides(panels, along)
         framed(figure, theme, heading, under, room=_SLIDER)
@@ -151,8 +158,6 @@ class _Panels:
         if hover is None:
             common["hovertemplate"] = f"{part.dims[0]} %{{y}}<br>{part.dims[1]} %{{x}}<br>%{{z:.4g}}<extra></extra>"
         gap = 1 if values.size <= TEXT_CELLS else 0
-        numbers = [["" if not math.isfinite(x) else f"{x:z.2f}" for x in row] for row in values.tolist()]
-        text = {"text": numbers, "texttemplate": "%{text}"} if self.has_text else {}
         bar = {
             "title": {"text": self.name, "side": "right", "font": {"size": 11}},
             "tickfont": {"size": 10},
@@ -172,11 +177,12 @@ class _Panels:
             hovertext=hover,
             xgap=gap,
             ygap=gap,
-            **text,
             **common,
         )
+        numbers = [["" if not math.isfinite(x) else f"{x:z.2f}" for x in row] for row in values.tolist()]
+        maps = with_words(found, numbers, self.colours.missing) if self.has_text else [found]
         if is_there.all():
-            return [found]
+            return maps
         grey = self.colours.missing
         missing = go.Heatmap(
             z=np.where(is_there, np.nan, 0.0),
@@ -190,7 +196,7 @@ class _Panels:
             texttemplate="%{text}" if values.size <= TEXT_CELLS else None,
             **common | ({"hovertemplate": "not computed<extra></extra>"} if hover is None else {}),
         )
-        return [found, missing]
+        return [*maps, missing]
 
     def _hover(self, part: DataArray, along: dict[str, int] | None) -> list[list[str]] | None:
         if self.mean.size > _HOVER_CELLS:
@@ -240,10 +246,11 @@ def _grid(n: int) -> tuple[int, int]:
     return n_rows, math.ceil(n / n_rows)
 
 
-def _side_by_side(panels: _Panels, along: str) -> go.Figure:
+def _side_by_side(panels: _Panels, along: str) -> tuple[go.Figure, int]:
+    """The panels, and how many lines their titles have."""
     n = panels.mean.sizes[along]
     n_rows, n_columns = _grid(n)
-    names = [f"{along} {label}" for label in labels(panels.mean, along)]
+    names = [broken(f"{along} {label}", _TITLES // n_columns) for label in labels(panels.mean, along)]
     figure = make_subplots(
         n_rows,
         n_columns,
@@ -261,7 +268,7 @@ def _side_by_side(panels: _Panels, along: str) -> go.Figure:
     figure.update_annotations(font_size=11)
     if n_rows > 1:
         figure.update_layout(height=110 + 250 * n_rows)
-    return figure
+    return figure, max(name.count("<br>") for name in names) + 1
 
 
 def _slides(panels: _Panels, along: str) -> go.Figure:

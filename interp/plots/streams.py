@@ -54,6 +54,7 @@ def stream_statistics(
     figure.update_xaxes(ticks([*map(str, range(n_layers)), "end"], 24), title_text="layer", zeroline=False)
     figure.update_yaxes(
         type=values,
+        tickformat="~g" if values == "log" else None,
         title_text=_SAID[what] + (" (log)" if values == "log" else ""),
         zeroline=is_cosine,
         rangemode="normal" if is_cosine else "tozero",

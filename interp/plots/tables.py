@@ -6,11 +6,14 @@ import numpy as np
 import plotly.graph_objects as go
 from xarray import DataArray, Dataset
 
+from interp.plots.cells import with_words
 from interp.plots.heatmap import TEXT_CELLS
 from interp.plots.results import labels
-from interp.plots.theme import Theme, about, framed, in_words, palette, ticks, visible
+from interp.plots.theme import LABEL, Theme, about, framed, in_words, palette, ticks, visible
 
 _IN_HOVER = ("target_probability", "target_rank", "rank", "entropy", "kl")
+_FEW = 7  # columns wide enough for long words
+_ROW, _ROWS_AT_ONCE = 26, 12  # pixels; fit a figure of the usual height
 
 
 def lens_table(
@@ -63,15 +66,12 @@ def lens_table(
             "tickvals": [float(np.log10(rank + 1 - first)) for rank in shown],
             "ticktext": [f"{r:,}" for r in shown],
         }
-    said = _said(of_one, has_text)
-    map_of_words = go.Heatmap(
+    cells = go.Heatmap(
         z=z,
         zmin=low,
         zmax=high,
         colorscale=scale,
         colorbar=bar,
-        text=said,
-        texttemplate="%{text}" if has_text else None,
         hovertext=_hover(of_one, str(layers), str(places)),
         hovertemplate="%{hovertext}<extra></extra>",
         xgap=1,
@@ -79,16 +79,18 @@ def lens_table(
     )
     n_prompts = table.sizes.get("prompt", 1)
     which = f"prompt {prompt} of {n_prompts}" if n_prompts > 1 else ""
-    figure = go.Figure(map_of_words)
-    figure.update_xaxes(ticks(labels(of_one["token"], places), max_labels), showgrid=False, zeroline=False)
+    figure = go.Figure(with_words(cells, _said(of_one), colours.missing) if has_text else cells)
+    figure.update_xaxes(ticks(labels(of_one["token"], places, LABEL), max_labels), showgrid=False, zeroline=False)
     figure.update_yaxes(
-        ticks(labels(of_one["token"], layers), 40), showgrid=False, zeroline=False, autorange="reversed"
+        ticks(labels(of_one["token"], layers), 20), showgrid=False, zeroline=False, autorange="reversed"
     )
     figure.update_xaxes(title_text=str(places))
     figure.update_yaxes(title_text=str(layers))
     if n_missing := int((~np.isfinite(values)).sum()):
         which = " · ".join(filter(None, [which, f"grey: {n_missing} places without {_named(colour)}"]))
     figure.update_layout(plot_bgcolor=colours.background if not n_missing else colours.missing)
+    if has_text and len(values) > _ROWS_AT_ONCE:
+        figure.update_layout(height=130 + _ROW * len(values))
     heading = title or str(table.attrs.get("method") or "lens").capitalize()
     return framed(figure, theme, heading, about(table.attrs, f"most probable token; colour: {_named(colour)}", which))
 
@@ -113,10 +115,16 @@ def _of_prompt(table: Dataset, prompt: int) -> Dataset:
     return of_one
 
 
-def _said(of_one: Dataset, has_text: bool) -> list[list[str]] | None:
-    if not has_text:
-        return None
-    return [[visible(str(token), 9) for token in row] for row in of_one["token"][..., 0].values]
+def _said(of_one: Dataset) -> list[list[str]]:
+    width = 9 if of_one["token"].shape[1] <= _FEW else 5
+    return [[_lines(str(token), width) for token in row] for row in of_one["token"][..., 0].values]
+
+
+def _lines(token: str, width: int) -> str:
+    """A token in a line, or if it is longer than `width`, in two of half its length."""
+    cut = token if len(token) <= 2 * width else token[: 2 * width - 1] + "…"
+    middle = len(cut) if len(cut) <= width else -(-len(cut) // 2)
+    return "<br>".join(visible(part) for part in (cut[:middle], cut[middle:]) if part)
 
 
 def _hover(of_one: Dataset, layers: str, places: str) -> list[list[str]]:

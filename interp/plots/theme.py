@@ -11,15 +11,10 @@ import plotly.graph_objects as go
 
 Theme = Literal["light", "dark"]
 _TITLE_WIDTH, _SUBTITLE_WIDTH = 34, 62  # characters that fit a figure 420 pixels wide
-_UNBROKEN = "\u00a0"  # a space at which no line ends
-_FEWER_BUTTONS = [
-    "zoomIn2d",
-    "zoomOut2d",
-    "autoScale2d",
-    "lasso2d",
-    "pan2d",
-    "sendDataToCloud",
-]  # a title needs the room
+UNBROKEN = "\u00a0"  # a space at which no line ends
+LABEL = 8  # characters of a token beside an axis
+# A title needs the room, and no figure leaves the machine by a slip of the hand.
+_FEWER_BUTTONS = ["zoomIn2d", "zoomOut2d", "autoScale2d", "select2d", "lasso2d", "pan2d", "sendChartToCloud"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ _PALETTES = {
         grid="#e3e6ea",
         missing="#b4b4b4",
         diverging=("#053061", "#2166ac", "#67a9cf", "#d1e5f0", "#f7f7f7", "#fddbc7", "#ef8a62", "#b2182b", "#67001f"),
-        sequential=("#f7fbff", "#d2e3f3", "#9ac8e1", "#529dcc", "#1d6cb1", "#08306b"),
+        sequential=("#f7fbff", "#d2e3f3", "#a6cfe6", "#6fb1d8", "#1d6cb1", "#08306b"),
         categories=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1f2328", "#b8a800"),
     ),
     "dark": Palette(
@@ -58,7 +53,7 @@ _PALETTES = {
         grid="#2b313a",
         missing="#666666",
         diverging=("#8ecbff", "#2f7fc1", "#1b1a18", "#c4621f", "#ffb787"),
-        sequential=("#131a24", "#173f68", "#1d6cb1", "#529dcc", "#9ac8e1", "#e3f1fb"),
+        sequential=("#131a24", "#173f68", "#1d6cb1", "#6fb1d8", "#a6cfe6", "#e3f1fb"),
         categories=("#56b4e9", "#e69f00", "#00b586", "#e39cc4", "#f0e442", "#3f8fd0", "#e8eaed", "#f07a30"),
     ),
 }
@@ -100,7 +95,7 @@ def about(attrs: Mapping[Any, Any], *more: str) -> str:
     ]
     model = [f"model {str(attrs['model'])[:12]}"] if attrs.get("model") else []
     parts = [*said, *filter(None, more), *model]
-    return " · ".join(part.replace(" ", _UNBROKEN) if len(part) < _SUBTITLE_WIDTH else part for part in parts)
+    return " · ".join(part.replace(" ", UNBROKEN) if len(part) < _SUBTITLE_WIDTH else part for part in parts)
 
 
 def visible(token: str, longest: int = 12) -> str:
@@ -112,6 +107,15 @@ def plain(text: str, longest: int = 28) -> str:
     """Text of which nothing is taken for markup, cut where it is long."""
     cut = text if len(text) <= longest else text[: longest - 1] + "…"
     return html.escape(cut, quote=False).replace("$", "&#36;")
+
+
+def broken(name: str, width: int) -> str:
+    """A name in lines, which end at spaces, and where that is not enough, at dots."""
+    lines = []
+    for line in wrap(name, width, break_long_words=False):
+        apart = line if len(line) <= width else line.replace(".", ". ")
+        lines += [part.replace(". ", ".") for part in wrap(apart, width, break_long_words=False)]
+    return "<br>".join(lines)
 
 
 def tick_texts(axis: str, labels: Sequence[Any], tokens: Sequence[Any] | None = None, longest: int = 12) -> list[str]:
@@ -140,7 +144,7 @@ def _position(label: str, longest: int) -> str:
 
 
 def _lines(text: str, width: int) -> list[str]:
-    return [plain(line, width).replace(_UNBROKEN, " ") for line in wrap(text, width)]
+    return [plain(line, width).replace(UNBROKEN, " ") for line in wrap(text, width)]
 
 
 def _template(colours: Palette) -> go.layout.Template:
@@ -160,7 +164,12 @@ def _template(colours: Palette) -> go.layout.Template:
             "font": {"family": "system-ui, -apple-system, 'Segoe UI', Arial, sans-serif", "color": colours.ink},
             "title": {"font": {"size": 15}, "subtitle": {"font": {"size": 11, "color": colours.faint_ink}}},
             "colorway": colours.categories,
-            "modebar": {"remove": _FEWER_BUTTONS, "bgcolor": "rgba(0,0,0,0)", "color": colours.faint_ink},
+            "modebar": {
+                "remove": _FEWER_BUTTONS,
+                "bgcolor": "rgba(0,0,0,0)",
+                "color": colours.faint_ink,
+                "activecolor": colours.ink,
+            },
             "hoverlabel": {
                 "bgcolor": colours.background,
                 "bordercolor": colours.faint_ink,

@@ -91,6 +91,14 @@ def test_every_head_is_a_node() -> None:
     assert sorted(name for trace in nodes for name in trace.text) == [f"L{i}H{j}" for i in range(4) for j in range(3)]
 
 
+def test_large_graphs_have_smaller_names_and_room_for_every_bow() -> None:
+    small, large = plots.composition_graph(scores()), plots.composition_graph(scores(12, 12), top=80)
+    assert small.data[-1].textfont.size > large.data[-1].textfont.size
+    for figure in (small, large):
+        low, high = sorted(figure.layout.yaxis.range)
+        assert all(low < y < high for edge in edges(figure) for y in edge.y)
+
+
 def test_what_is_no_graph_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\[sender_layer sender\] beside prompts; a graph has"):
         plots.composition_graph(scores()[:, :, 0, 0])

@@ -1,6 +1,7 @@
 from typing import Any, Literal
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 from xarray import DataArray
 
@@ -15,6 +16,10 @@ from tests.variants import some_tokens, variant
 def array(*shape: int, axes: str = "layer head", name: str = "effect", **more: Any) -> DataArray:
     draw = np.random.default_rng(len(shape))
     return DataArray(draw.normal(size=shape), dims=axes.split(), name=name, **more)
+
+
+def maps(figure: go.Figure) -> list[go.Heatmap]:
+    return [trace for trace in figure.data if trace.name != "words on dark cells"]
 
 
 def test_real_results_are_drawn_averaged_over_prompts_and_as_effects() -> None:
@@ -33,11 +38,13 @@ def test_real_results_are_drawn_averaged_over_prompts_and_as_effects() -> None:
     np.testing.assert_allclose(changed.data[0].z, (result - result.base).mean("prompt"))
     assert changed.data[0].colorbar.title.text.startswith("change in logit difference")
     np.testing.assert_allclose(plots.heatmap(result, x="layer", y="head").data[0].z, result.mean("prompt").T)
-    assert len(plots.heatmap(ablation(model, clean, "mlp_out", metric, by="pos", progress=False)).data) == 1
+    assert len(maps(plots.heatmap(ablation(model, clean, "mlp_out", metric, by="pos", progress=False)))) == 1
     paths = path_patching(model, clean, corrupted, "heads", ["blocks.1.attn.hook_q", "logits"], metric, progress=False)
     panels = plots.heatmap(paths)
-    np.testing.assert_allclose([panel.z for panel in panels.data], paths.mean("prompt"))
-    assert [each.text for each in panels.layout.annotations] == ["receiver " + x for x in paths.receiver.values]
+    np.testing.assert_allclose([panel.z for panel in maps(panels)], paths.mean("prompt"))
+    titles = [each.text.replace(".<br>", ".").replace("<br>", " ") for each in panels.layout.annotations]
+    assert titles == ["receiver " + x for x in paths.receiver.values]
+    assert max(len(line) for each in panels.layout.annotations for line in each.text.split("<br>")) <= 27
 
 
 def test_zero_is_the_middle_of_signed_values() -> None:
@@ -92,7 +99,7 @@ def test_of_many_labels_every_nth_is_shown_and_all_are_in_the_hover() -> None:
 def test_what_was_not_computed_is_grey_and_says_so() -> None:
     result = array(3, 4)
     result[1, 2], result[0, 0] = np.nan, np.inf
-    there, missing = plots.heatmap(result).data
+    there, missing = maps(plots.heatmap(result))
     np.testing.assert_array_equal(np.isnan(there.z), ~np.isfinite(result))
     np.testing.assert_array_equal(np.isfinite(missing.z), ~np.isfinite(result))
     assert missing.hovertext[1][2] == "layer 1<br>head 2<br>not computed"
@@ -107,8 +114,8 @@ def test_what_was_not_computed_is_grey_and_says_so() -> None:
 
 def test_three_axes_make_panels_with_one_scale_or_a_slider() -> None:
     panels = plots.heatmap(array(2, 3, 4, axes="layer head pos"))
-    assert [trace.zmax for trace in panels.data] == [panels.data[0].zmax] * 2
-    assert [trace.showscale for trace in panels.data] == [True, False]
+    assert [trace.zmax for trace in maps(panels)] == [panels.data[0].zmax] * 2
+    assert [trace.showscale for trace in maps(panels)] == [True, False]
     result = array(14, 3, 4, axes="layer head pos")
     result[5, 0, 0] = np.nan
     slides = plots.heatmap(result, x="head", y="pos")
@@ -123,7 +130,9 @@ def test_three_axes_make_panels_with_one_scale_or_a_slider() -> None:
 def test_text_stands_in_cells_if_they_are_few_or_it_is_asked_for() -> None:
     assert plots.heatmap(array(3, 4)).data[0].texttemplate == "%{text}"
     assert plots.heatmap(array(12, 12)).data[0].texttemplate is None
-    assert plots.heatmap(array(12, 12), text=True).data[0].text[0][0] == f"{float(array(12, 12)[0, 0]):.2f}"
+    assert plots.heatmap(array(12, 12), text=True).data[0].text[0][0] == (f"{float(array(12, 12)[0, 0]):.2f}")
+    many = plots.heatmap(array(4, 4, 6, axes="layer head pos")).data[0]
+    assert many.texttemplate is None
     with pytest.raises(ValueError, match=r"801 cells.* 800"):
         plots.heatmap(array(1, 801), text=True)
 
@@ -165,10 +174,10 @@ def test_patterns_spell_their_tokens_and_leave_out_padding() -> None:
         _, cache = model.run_with_cache(tokens, attention_mask=mask)
         for prompt, text in enumerate(texts):
             _, alone = model.run_with_cache(text)
-            named = tuple(f"{i} {visible(token)}" for i, token in enumerate(model.to_str_tokens(text)))
+            named = tuple(f"{i} {visible(token, 8)}" for i, token in enumerate(model.to_str_tokens(text)))
             for figure in (plots.patterns(cache, 1, prompt=prompt), plots.patterns(alone.remove_batch_dim(), 1)):
                 assert figure.layout.xaxis.ticktext == figure.layout.yaxis.ticktext == named
-                np.testing.assert_allclose([x.z for x in figure.data], alone["pattern", 1].detach(), atol=1e-6)
+                np.testing.assert_allclose([x.z for x in maps(figure)], alone["pattern", 1].detach(), atol=1e-6)
 
 
 def test_patterns_of_parts_of_prompts_are_refused() -> None:

@@ -66,6 +66,7 @@ def test_a_model_without_mlps_has_two_curves() -> None:
 def test_on_a_log_axis_norms_are_as_they_are() -> None:
     plain, log = (plots.stream_statistics(table(), values=values) for values in ("linear", "log"))
     assert log.layout.yaxis.type == "log"
+    assert log.layout.yaxis.tickformat == "~g"  # else "5" may mean 0.5
     assert log.layout.yaxis.title.text == "norm (log)"
     np.testing.assert_array_equal(log.data[-1].y, plain.data[-1].y)
     with pytest.raises(ValueError, match="cosine has numbers that are not above 0"):

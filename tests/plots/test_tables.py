@@ -1,4 +1,5 @@
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import torch
 from xarray import Dataset
@@ -15,12 +16,18 @@ def table(**more: object) -> Dataset:
     return Dataset({"token": (axes, words), "probability": (axes, probability)} | more, coords={"pos": ["0 a", "1 a"]})
 
 
+def said(figure: go.Figure) -> list[list[str]]:
+    rows = zip(*(trace.text for trace in figure.data), strict=True)
+    return [["".join(texts).strip("\u00a0") for texts in zip(*row, strict=True)] for row in rows]
+
+
 def test_a_real_lens_is_drawn_prompt_by_prompt() -> None:
     model, tokens = variant("gpt2"), some_tokens()
     lens = logit_lens(model, model.run_with_cache(tokens)[1], "next", k=3, progress=False)
-    trace = plots.lens_table(lens, prompt=2).data[0]
+    figure = plots.lens_table(lens, prompt=2)
+    trace = figure.data[0]
     np.testing.assert_allclose(trace.z, lens.probability[:, 2, :, 0])
-    np.testing.assert_array_equal(trace.text, lens.token[:, 2, :, 0])
+    np.testing.assert_array_equal(said(figure), lens.token[:, 2, :, 0])
     for name in ("entropy", "kl", "target_probability"):
         np.testing.assert_allclose(plots.lens_table(lens, name).data[0].z, lens[name][:, 0])
     ranks = plots.lens_table(lens, "target_rank").data[0]
@@ -32,10 +39,19 @@ def test_a_real_lens_is_drawn_prompt_by_prompt() -> None:
 def test_cells_say_the_first_token_and_the_hover_says_them_all() -> None:
     figure = plots.lens_table(table(entropy=(("layer", "pos"), np.eye(2))))
     trace = figure.data[0]
-    np.testing.assert_array_equal(trace.text, [["·the", "⏎"], ["xxxxxxxx…", "·the"]])
+    np.testing.assert_array_equal(said(figure), [["·the", "⏎"], ["xxxxxxxxx<br>xxxxxxxx…", "·the"]])
     assert trace.hovertext[0][1] == "layer 0<br>pos 1 a<br>0.400 ⏎<br>0.100 &lt;b&gt;<br>entropy (nats) 0"
     assert figure.layout.xaxis.ticktext == ("0 a", "1 a")
     assert trace.colorbar.title.text == "probability"
+
+
+def test_many_words_are_broken_and_many_layers_make_a_figure_taller() -> None:
+    words = np.full((13, 9, 1), " heigh<", dtype=object)
+    axes = ("layer", "pos", "top")
+    tall = plots.lens_table(Dataset({"token": (axes, words), "probability": (axes, np.full(words.shape, 0.5))}))
+    assert said(tall)[0][0] == "·hei<br>gh&lt;"
+    assert tall.layout.height == 130 + 26 * 13
+    assert plots.lens_table(table()).layout.height is None
 
 
 def test_ranks_go_by_their_logarithm() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from xarray import DataArray
 
 from interp import plots
-from interp.plots.theme import visible
+from interp.plots.theme import broken, visible
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -52,3 +52,14 @@ def test_long_titles_are_broken_into_lines() -> None:
     assert max(map(len, long.layout.title.text.split("<br>"))) <= 34
     assert max(map(len, long.layout.title.subtitle.text.split("<br>"))) <= 62
     assert long.layout.margin.t == short.layout.margin.t + 22 * long.layout.title.text.count("<br>")
+
+
+def test_names_are_broken_at_spaces_and_only_where_they_must_be_at_dots() -> None:
+    assert broken("receiver blocks.3.attn.hook_q", 20) == "receiver<br>blocks.3.attn.hook_q"
+    assert broken("receiver blocks.3.attn.hook_q", 18) == "receiver<br>blocks.3.attn.<br>hook_q"
+    assert broken("head 3", 18) == "head 3"
+
+
+def test_no_button_sends_a_figure_to_a_service() -> None:
+    figure = plots.heatmap(DataArray(np.eye(2), dims=("layer", "head")))
+    assert "sendChartToCloud" in figure.layout.template.layout.modebar.remove
