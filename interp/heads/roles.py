@@ -43,7 +43,7 @@ def detect(
 ) -> Dataset:
     """Every head's roles, with the evidence; what is read is as in `scores`.
 
-    An `xarray.Dataset`: `score` [score layer head] with all that `scores` says of it, `named` alike, and `role` and
+    An `xarray.Dataset`: `value` [score layer head] with all that `scores` says of it, `named` alike, and `role` and
     `rests` [layer head]. A role is named where even the lower end of the score's interval is above its threshold, and
     what looking a fixed distance back explains of it does not count. "first" is named only where the head is not known
     to look elsewhere, and as much is moved from the first token as attention rests on it: where less is, the head has
@@ -76,4 +76,4 @@ def roles(found: Result) -> Dataset:
     axes = ("layer", "head")
     rests = (attends & (moved.high < first)).to_numpy()
     about = found.attrs | {"method": "head roles"}
-    return Dataset({"score": found, "named": named, "role": (axes, listed), "rests": (axes, rests)}, attrs=about)
+    return Dataset({"value": found, "named": named, "role": (axes, listed), "rests": (axes, rests)}, attrs=about)
