@@ -132,13 +132,24 @@ def by_offset(pattern: Pattern, asked: Asked, n_offsets: int) -> Float[Tensor, "
     return torch.stack(found, -1)
 
 
-def first_of_all_moved(pattern: Pattern, norms: Float[Tensor, "row head key_pos"], asked: Asked) -> PerRow:
+def first_of_all_moved(pattern: Pattern, lengths: Float[Tensor, "row head key_pos"], asked: Asked) -> PerRow:
     """Of all that is moved, each value by its length, the share that comes from the first token."""
-    moved = (pattern @ norms[..., None])[..., 0]
+    every = (pattern @ lengths[..., None])[..., 0]
     first = asked.first[:, None, None, None]
-    from_first = pattern.take_along_dim(first, 3)[..., 0] * norms.take_along_dim(first[..., 0], 2)
-    share = torch.where(moved > 0, from_first / moved, 0) * asked.queries[:, None]
+    from_first = pattern.take_along_dim(first, 3)[..., 0] * lengths.take_along_dim(first[..., 0], 2)
+    share = torch.where(every > 0, from_first / every, 0) * asked.queries[:, None]
     return share.sum(-1) / asked.queries.sum(-1)[:, None]
+
+
+def moved(
+    pattern: Pattern,
+    lengths: Float[Tensor, "row head key_pos"],
+    keys: Bool[Tensor, "row query_pos key_pos"],
+    beside: Float[Tensor, "row query_pos"],
+) -> PerRow:
+    """The length of what comes from these keys, each value by its own, by that of the stream that it is added to."""
+    weights = (keys / beside[..., None])[:, None].to(pattern.dtype)
+    return ((pattern * weights).sum(2) * lengths).sum(-1) / keys.any(-1).sum(-1)[:, None]
 
 
 def copying(pattern: Pattern, copies: Float[Tensor, "row head key_pos"], asked: Asked) -> PerRow:

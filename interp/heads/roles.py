@@ -60,7 +60,7 @@ def roles(found: Result) -> Dataset:
     clear = found.low - found.by_distance > found.threshold  # False where something is not known
     first, moved = found.sel(score="first", drop=True), found.sel(score="first_moved", drop=True)
     attends, moves = (clear.sel(score=name, drop=True) for name in ("first", "first_moved"))
-    named = clear.drop_sel(score="first_moved")
+    named = clear.sel(score=list(ROLES))
     looks_elsewhere = named.drop_sel(score=["first", "copying", "successor"]).any("score")
     is_first = attends & moves & (moved.high >= first) & ~looks_elsewhere
     named = named.copy()

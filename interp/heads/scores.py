@@ -33,6 +33,7 @@ SCORES = {
     "first_moved": "of all that is moved, each value by its length, the share that comes from the first token",
     "duplicate": "attention to earlier occurrences of the token",
     "induction": "attention to what followed earlier occurrences of the token",
+    "induction_moved": "the length of what is moved from there, by that of the stream that it is added to",
     "induction_text": "the same in text, less attention to what followed other earlier tokens",
     "copying": "attention to earlier tokens that attending to raises most",
     "negative": "attention to earlier occurrences of what the stream predicts, of tokens that attending to lowers most",
@@ -60,7 +61,8 @@ def scores(
 
     Beside each score: `low` and `high`, 1.96 standard errors over rows (for "successor", items) away, and `n` of these;
     `null`, the mean score of heads with shuffled weights, and `threshold`, above them all; `by_distance`, how much of
-    "duplicate" and "induction" the head's habit of looking so far back explains; and `k` of "k_back".
+    "duplicate" and "induction" the head's habit of looking so far back explains; and `k` of "k_back". Induction heads
+    are told by "induction"; "induction_moved", which has no upper end, tells which of a layer's matter most.
     """
     if tokens is None and (queries is not None or attention_mask is not None):
         raise ValueError("queries and attention_mask are of the tokens that you give: give tokens=")
@@ -162,6 +164,8 @@ class _Detectors:
                     distances = asked.at_distance(keys, n)[:, 2:].double().cpu()
                     self.distances[name] = torch.cat((self.distances.get(name, distances[:0]), distances))
             found["first_moved"] = looks.first_of_all_moved(pattern, looking.lengths, asked)
+            beside = stream.exact(looking.resid_pre).norm(dim=-1)
+            found["induction_moved"] = looks.moved(pattern, looking.lengths, asked.followers, beside)
             if self.words is not None:
                 found |= self._of_words(looking, self.words)
         else:
