@@ -5,6 +5,7 @@ try:
 except ImportError as error:
     raise ImportError("interp.plots draws with plotly, which is not installed: pip install interp[plots]") from error
 
+from interp.plots.attention import attention_arcs, head_pattern
 from interp.plots.bars import attribution_bars, bars
 from interp.plots.curves import training_curves
 from interp.plots.graphs import composition_graph
@@ -14,9 +15,11 @@ from interp.plots.sweeps import sweep
 from interp.plots.tables import lens_table
 
 __all__ = [
+    "attention_arcs",
     "attribution_bars",
     "bars",
     "composition_graph",
+    "head_pattern",
     "heatmap",
     "lens_table",
     "patterns",

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from xarray import DataArray
 
 from interp.cache import ActivationCache
+from interp.plots.attention import head_pattern
 from interp.plots.cells import with_words
 from interp.plots.results import is_signed, labels, of_prompts, prepared, quantity
 from interp.plots.theme import LABEL, Palette, Theme, about, broken, framed, in_words, palette, ticks
@@ -117,7 +118,9 @@ def patterns(
     places = {axis: _named(axis, n, tokens) for axis, n in zip(("query_pos", "key_pos"), of_one.shape[1:], strict=True)}
     found = DataArray(of_one[wanted].numpy(), coords={"head": wanted, **places}, name="attention")
     heading = title or f"Attention patterns of layer {layer}" + ("" if len(wanted) > 1 else f", head {wanted[0]}")
-    return heatmap(found if len(wanted) > 1 else found[0], title=heading, scale="sequential", limit=1, theme=theme)
+    if len(wanted) == 1:
+        return head_pattern(found[0], scale="linear", title=heading, theme=theme)
+    return heatmap(found, title=heading, scale="sequential", limit=1, theme=theme)
 
 
 def _named(axis: str, n: int, tokens: Sequence[str] | None) -> list[str] | list[int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any, Literal
 
+import numpy as np
 import plotly.graph_objects as go
 
 Theme = Literal["light", "dark"]
@@ -33,6 +34,17 @@ class Palette:
     def scale(self, colours: tuple[str, ...]) -> list[list[Any]]:
         """A plotly colour scale, its colours equally far apart."""
         return [[i / (len(colours) - 1), colour] for i, colour in enumerate(colours)]
+
+    def shades(self, n: int) -> np.ndarray:
+        """[n 3]: from little to much in equal steps, red, green and blue up to 255."""
+        known = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in self.sequential])
+        at, own = np.linspace(0, len(known) - 1, n), np.arange(len(known))
+        return np.rint([np.interp(at, own, channel) for channel in known.T]).astype(np.uint8).T
+
+    def scale_by_root(self) -> list[list[Any]]:
+        """From little to much by the square root of the number, so that small numbers are told apart too."""
+        shades = self.shades(33)
+        return [[(i / 32) ** 2, f"rgb({red},{green},{blue})"] for i, (red, green, blue) in enumerate(shades.tolist())]
 
 
 _PALETTES = {

@@ -152,7 +152,7 @@ def test_patterns_are_those_of_the_cache() -> None:
     assert figure.data[0].zmax == 1
     words = [f" w{i}" for i in range(7)]
     one = plots.patterns(cache, 0, head=2, tokens=words)
-    np.testing.assert_allclose(one.data[0].z, cache["pattern", 0][0, 2].detach())
+    np.testing.assert_allclose(np.nan_to_num(one.data[0].z), cache["pattern", 0][0, 2].detach())
     assert one.layout.yaxis.ticktext[3] == "3 ·w3"
     with pytest.raises(ValueError, match="6 tokens"):
         plots.patterns(cache, 0, tokens=words[:6])
