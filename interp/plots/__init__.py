@@ -10,6 +10,7 @@ from interp.plots.bars import attribution_bars, bars
 from interp.plots.curves import training_curves
 from interp.plots.graphs import composition_graph
 from interp.plots.heatmap import heatmap, patterns
+from interp.plots.mosaic import head_mosaic
 from interp.plots.streams import stream_statistics
 from interp.plots.sweeps import sweep
 from interp.plots.tables import lens_table
@@ -19,6 +20,7 @@ __all__ = [
     "attribution_bars",
     "bars",
     "composition_graph",
+    "head_mosaic",
     "head_pattern",
     "heatmap",
     "lens_table",
