@@ -9,6 +9,7 @@ from interp.plots.attention import attention_arcs, head_pattern
 from interp.plots.bars import attribution_bars, bars
 from interp.plots.curves import training_curves
 from interp.plots.graphs import composition_graph
+from interp.plots.heads import corpus_offsets, head_scores
 from interp.plots.heatmap import heatmap, patterns
 from interp.plots.mosaic import head_mosaic
 from interp.plots.streams import stream_statistics
@@ -20,8 +21,10 @@ __all__ = [
     "attribution_bars",
     "bars",
     "composition_graph",
+    "corpus_offsets",
     "head_mosaic",
     "head_pattern",
+    "head_scores",
     "heatmap",
     "lens_table",
     "patterns",
