@@ -138,13 +138,19 @@ class Score:
         error = torch.where(counts > 1, (squares / (counts - 1) / counts).sqrt(), torch.nan)
         self.low, self.high = self.value - 1.96 * error, self.value + 1.96 * error
         self.n = int(counts.max())
-        null = null[null.isfinite()]
-        self.null = float(null.mean()) if len(null) else torch.nan
-        most = float(null.max()) if len(null) else torch.nan
-        self.threshold = max(most, min(self.null + _CLEAR * float(null.std()), (1 + most) / 2))  # 1 is a perfect score
+        self.null, self.threshold = _bounds(null[null.isfinite()])
 
     @classmethod
     def unknown(cls, model: HookedGPT) -> "Score":
         """Of what cannot be measured."""
         nothing = torch.full((model.cfg.n_layers, model.cfg.n_heads, 1), torch.nan, dtype=torch.float64)
         return cls(Table(nothing, nothing[0, :, :]))
+
+
+def _bounds(null: Float[Tensor, " known"]) -> tuple[float, float]:
+    """The mean, and what lies clear of all."""
+    if not len(null):
+        return torch.nan, torch.nan
+    mean, most = float(null.mean()), float(null.max())
+    clear = mean + _CLEAR * float(null.std(correction=0))
+    return mean, max(most, min(clear, (1 + most) / 2))  # 1 is a perfect score
