@@ -1,7 +1,9 @@
 """Small models that between them use every choice of the configuration, with sizes that all differ."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 
 from interp import GPTConfig, HookedGPT
@@ -83,6 +85,11 @@ def variant(name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Ho
             if parameter.ndim == 1:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=draw)
     return model.to(dtype)
+
+
+def quick_of(values: Iterable[Any], *quick: Any) -> list[Any]:
+    """Parameters of a test, all of them slow except these."""
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def some_tokens(n_rows: int = 3, n_pos: int = 7, d_vocab: int = SIZES["d_vocab"]) -> torch.Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from interp import ActivationCache, GPTConfig, HookedGPT, HookPoint
 from interp.config import RopeScaling
-from tests.variants import VARIANTS, config, some_tokens, variant
+from tests.variants import VARIANTS, config, quick_of, some_tokens, variant
 
 CLEAN = some_tokens()
 CORRUPTED = (CLEAN + 5) % 13
@@ -16,7 +16,7 @@ def relative(error: Tensor, whole: Tensor) -> float:
     return (error.norm() / whole.norm()).item()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", quick_of([torch.float32, torch.float64], torch.float64))
 @pytest.mark.parametrize("name", VARIANTS)
 def test_patching_the_whole_stream_into_a_corrupted_run_gives_the_clean_logits(name: str, dtype: torch.dtype) -> None:
     model = variant(name, dtype)
@@ -109,7 +109,7 @@ def test_the_future_does_not_move_the_past(name: str) -> None:
     assert not torch.allclose(model(later)[:, 4:], model(CLEAN)[:, 4:])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", quick_of([torch.float32, torch.float64], torch.float64))
 @pytest.mark.parametrize("name", VARIANTS)
 def test_padding_on_either_side_changes_nothing(name: str, dtype: torch.dtype) -> None:
     model = variant(name, dtype)

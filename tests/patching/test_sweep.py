@@ -17,7 +17,7 @@ from interp.patching.memory import Chunks, Job, Peak, is_out_of_memory
 from interp.patching.sweep import Sweep, label
 from tests.patching.swept import MEMORY, first_logit, one_of_several, rows_of, small_sweep
 from tests.peak_memory import peak_bytes
-from tests.variants import some_tokens, variant
+from tests.variants import quick_of, some_tokens, variant
 
 ROOT = Path(__file__).parents[2]
 
@@ -265,7 +265,7 @@ def test_a_budget_holds_although_the_file_was_begun_with_a_larger_one(tmp_path: 
     assert peak.bytes <= MEMORY + 16 * len(rows)
 
 
-@pytest.mark.parametrize("n_left", [1, 3, 7])
+@pytest.mark.parametrize("n_left", quick_of([1, 3, 7], 3))
 def test_a_last_line_that_was_cut_off_is_dropped(tmp_path: Path, n_left: int) -> None:
     path, first = tmp_path / "sweep", small_sweep(file=tmp_path / "sweep")
     rows = rows_of(first.base.model)

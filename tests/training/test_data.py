@@ -90,6 +90,7 @@ def test_token_files_stay_on_disk_and_equal_the_tokenizers_ids(tmp_path) -> None
     assert list(file.parent.iterdir()) == [file]
 
 
+@pytest.mark.slow
 def test_a_long_text_is_tokenised_in_pieces_as_it_is_in_the_whole(tmp_path, monkeypatch) -> None:
     text = "\n\n".join(standard_library("held_out")[:6]) + " \n \n\n x\ny"
     tokenizer = Tokenizer.train([text], 500, progress=False)
@@ -130,6 +131,7 @@ def test_no_text_is_both_trained_on_and_held_out() -> None:
     assert split(["0123456789" * 10]) == (["0123456789" * 9], ["0123456789"])
 
 
+@pytest.mark.slow
 def test_the_standard_library_is_read_the_same_way_again_and_held_out_files_stay_out() -> None:
     train, held_out = standard_library("train"), standard_library("held_out")
     assert train == standard_library("train") != standard_library("train", seed=1)

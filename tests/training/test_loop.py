@@ -84,7 +84,9 @@ def test_ignored_targets_weigh_alike_in_every_part_of_a_batch() -> None:
         assert [loss for _, loss, _ in curve(other)] == pytest.approx([loss for _, loss, _ in curve(logs[0])], rel=1e-5)
 
 
-@pytest.mark.parametrize(("precision", "close"), [("bfloat16", 0.02), ("float16", 0.005)])
+@pytest.mark.parametrize(
+    ("precision", "close"), [("bfloat16", 0.02), pytest.param("float16", 0.005, marks=pytest.mark.slow)]
+)
 def test_half_precision_learns_nearly_the_same(precision: str, close: float) -> None:
     model = tiny_model()
     log = train(model, tiny_data(), tiny_config(precision=precision, lr=0.02, steps=40), progress=False)

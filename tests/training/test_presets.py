@@ -13,6 +13,7 @@ from interp import GPTConfig, HookedGPT
 from interp.training import PRESETS, Given, Job, Run, evaluate, train
 from interp.training.measures import fourier_power, head_scores, repeat_losses
 from interp.training.presets import grown, sums_modulo
+from tests.variants import quick_of
 
 ROOT = Path(__file__).parents[2]
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 40
@@ -98,7 +99,7 @@ def test_the_command_line_runs_under_torchrun(tmp_path) -> None:
     assert Run(tmp_path / "run").model().cfg.n_layers == 2
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", quick_of(PRESETS, *(set(PRESETS) - {"gpt2-124m"})))
 def test_every_preset_builds_and_its_data_fit_its_model(name: str, tmp_path, monkeypatch) -> None:
     (tmp_path / "text.txt").write_text(TEXT * 20)
     tokens = np.resize(np.arange(50_000, dtype=np.uint16), 200_000)
@@ -110,7 +111,8 @@ def test_every_preset_builds_and_its_data_fit_its_model(name: str, tmp_path, mon
     if job.held_out is not None:
         job.held_out.check(job.model.cfg)
     batch = job.data.batch(0, PRESETS[name].training.batch_size, slice(0, 2))
-    assert job.model(batch.tokens).shape[:2] == batch.targets.shape
+    with torch.no_grad():
+        assert job.model(batch.tokens, stop_at_layer=1).shape[:2] == batch.targets.shape
     assert PRESETS[name].training.measured_at() >= ({0} if job.measures else set())
 
 

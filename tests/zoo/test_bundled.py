@@ -10,6 +10,7 @@ from interp.loading import BUNDLED
 from interp.tokenization import Tokenizer
 from interp.training import FullBatch, TokenFile, evaluate, modular_addition, repeated_tokens
 from interp.training.measures import fourier_power, head_scores, repeat_losses
+from tests.variants import quick_of
 
 LANGUAGE = ["stdlib-4l", "stdlib-attn-2l"]
 HELD_OUT = {"stdlib-4l": 3.6, "stdlib-attn-2l": 3.9}  # nats a token; the vocabulary's logarithm is 8.3
@@ -38,6 +39,7 @@ def test_the_models_are_small_in_sixteen_bits_and_have_a_card_each() -> None:
         HookedGPT.from_pretrained("no such model")
 
 
+@pytest.mark.slow
 def test_they_open_offline_in_a_moment() -> None:
     code = (
         "import socket, time, json; from interp import HookedGPT, zoo\n"
@@ -52,7 +54,7 @@ def test_they_open_offline_in_a_moment() -> None:
     assert max(json.loads(done.stdout)) < 1
 
 
-@pytest.mark.parametrize("name", LANGUAGE)
+@pytest.mark.parametrize("name", quick_of(LANGUAGE, "stdlib-attn-2l"))
 def test_heads_look_back_and_copy_what_came_again(name: str) -> None:
     model = HookedGPT.from_pretrained(name)
     tokens = random_repeats(model)
@@ -62,7 +64,7 @@ def test_heads_look_back_and_copy_what_came_again(name: str) -> None:
     assert losses["again"] <= losses["first"] - 4
 
 
-@pytest.mark.parametrize("name", LANGUAGE)
+@pytest.mark.parametrize("name", quick_of(LANGUAGE, "stdlib-attn-2l"))
 def test_induction_rests_on_the_head_that_looks_one_back(name: str) -> None:
     model = HookedGPT.from_pretrained(name)
     tokens = random_repeats(model)
@@ -78,6 +80,7 @@ def test_induction_rests_on_the_head_that_looks_one_back(name: str) -> None:
     assert without["induction"].max() < 0.7 * scores["induction"].max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LANGUAGE)
 def test_held_out_files_are_predicted_as_the_card_says(name: str) -> None:
     model = HookedGPT.from_pretrained(name)
@@ -122,6 +125,7 @@ def test_the_phase_change_can_be_shown() -> None:
     assert best[-1] > 0.6
 
 
+@pytest.mark.slow
 def test_texts_of_the_standard_library_are_as_many_tokens_as_were_asked_for() -> None:
     tokenizer = Tokenizer.load(BUNDLED.parent / "tokenizer.json")
     assert all(HookedGPT.from_pretrained(name).tokenizer.to_json() == tokenizer.to_json() for name in LANGUAGE)

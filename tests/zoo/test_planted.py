@@ -11,6 +11,7 @@ from torch import Tensor
 from interp.zoo import planted
 from interp.zoo.planted import Examples, Planted
 from interp.zoo.planted.build import Build, Options
+from tests.variants import quick_of
 from tests.zoo.oracle import Outputs, ablated, all_edges, all_nodes, cut, outputs
 
 Make = Callable[..., Planted]
@@ -118,7 +119,7 @@ def check_edges(trial: Trial) -> None:
         assert trial.without(gone, [edge]) < 0.8, edge
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", quick_of([0, 1], 0))
 @pytest.mark.parametrize("make", [*MODELS, *SMALLEST, *OTHERS], ids=name)
 def test_every_question_is_answered(make: Make, seed: int) -> None:
     model = make(seed=seed)
@@ -133,7 +134,7 @@ def test_every_question_is_answered(make: Make, seed: int) -> None:
     assert torch.equal(answers[examples.mask], examples.wrong[examples.mask])
 
 
-@pytest.mark.parametrize("norm", ["RMS", "LN"])
+@pytest.mark.parametrize("norm", quick_of(["RMS", "LN"], "LN"))
 @every_model
 def test_norms_change_next_to_nothing(make: Make, norm: str) -> None:
     model, plain = make(norm=norm), make()
@@ -146,7 +147,7 @@ def test_norms_change_next_to_nothing(make: Make, norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", [None, "LN"])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", quick_of([0, 1], 0))
 @every_model
 def test_distractors_change_few_answers(make: Make, seed: int, norm: str | None) -> None:
     model = make(seed=seed, norm=norm, **DISTRACTED)
@@ -162,13 +163,14 @@ def test_distractors_change_few_answers(make: Make, seed: int, norm: str | None)
 
 
 @both_kinds
-@pytest.mark.parametrize("make", [*MODELS, *SMALLEST], ids=name)
+@pytest.mark.parametrize("make", quick_of([*MODELS, *SMALLEST], *MODELS), ids=name)
 def test_the_truth_is_what_the_model_needs(make: Make, kind: str) -> None:
     trial = Trial(make(), kind)
     check_nodes(trial)
     check_edges(trial)
 
 
+@pytest.mark.slow
 @both_kinds
 @every_model
 def test_the_truth_is_what_the_model_needs_behind_a_norm(make: Make, kind: str) -> None:
@@ -177,6 +179,7 @@ def test_the_truth_is_what_the_model_needs_behind_a_norm(make: Make, kind: str) 
     check_edges(trial)
 
 
+@pytest.mark.slow
 @both_kinds
 @every_model
 def test_the_truth_is_what_the_model_needs_among_distractors(make: Make, kind: str) -> None:
@@ -185,6 +188,7 @@ def test_the_truth_is_what_the_model_needs_among_distractors(make: Make, kind: s
     check_edges(trial)
 
 
+@pytest.mark.slow
 @both_kinds
 @every_model
 def test_no_single_edge_outside_of_the_truth_matters(make: Make, kind: str) -> None:
