@@ -124,10 +124,12 @@ def _places(of: DataArray, axis: str) -> list[int]:
 
 
 def _above(of_one: DataArray) -> np.ndarray:
-    """[layer head]: whether a head's score is above the threshold."""
+    """[layer head]: whether a head's score is above the threshold, with its interval, and beyond mere distance."""
     if "threshold" not in of_one.coords:
         return np.zeros(of_one.shape, bool)
-    return (of_one > of_one["threshold"]).to_numpy()
+    least = of_one["low"] if "low" in of_one.coords else of_one
+    explained = of_one["by_distance"] if "by_distance" in of_one.coords else 0.0
+    return (least - explained > of_one["threshold"]).to_numpy()
 
 
 def _add_words(figure: go.Figure, of_each: list[DataArray], names: list[str]) -> None:
@@ -135,6 +137,8 @@ def _add_words(figure: go.Figure, of_each: list[DataArray], names: list[str]) ->
     panel = -1
     traces: Any = figure.data
     for trace in traces:
+        if trace.hoverinfo == "skip":
+            continue  # words in a map's cells, not the map
         panel += trace.name != "not computed"  # what is missing from a panel lies over it
         trace.hovertext = _hover(of_each[panel], names[panel])
         trace.hovertemplate = "%{hovertext}<extra></extra>"

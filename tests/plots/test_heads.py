@@ -14,12 +14,12 @@ def some_scores(n_layers: int = 4, n_heads: int = 5, names: list[str] = NAMES) -
     values = np.random.default_rng(n_layers).random((len(names), n_layers, n_heads))
     found = DataArray(values, coords={"score": names}, dims=axes, name="score", attrs={"method": "scores of heads"})
     return found.assign_coords(
-        low=found - 0.125, high=found + 0.125, threshold=("score", np.linspace(0.5, 0.9, len(names)))
+        low=found - 0.125, high=found + 0.125, threshold=("score", np.linspace(0.4, 0.7, len(names)))
     )
 
 
 def maps(figure: Any) -> list[Any]:
-    return [trace for trace in figure.data if trace.type == "heatmap"]
+    return [trace for trace in figure.data if trace.type == "heatmap" and trace.hoverinfo != "skip"]
 
 
 def dots(figure: Any) -> list[set[tuple[int, int]]]:
@@ -34,7 +34,7 @@ def test_every_score_has_a_map_and_heads_above_its_threshold_have_dots() -> None
         figure = plots.head_scores(scores, theme=theme)
         for i, (panel, found) in enumerate(zip(maps(figure), dots(figure), strict=True)):
             np.testing.assert_allclose(panel.z, scores[i])
-            assert found == set(map(tuple, np.argwhere(scores.values[i] > float(scores.threshold[i])).tolist()))
+            assert found == set(map(tuple, np.argwhere(scores.low.values[i] > float(scores.threshold[i])).tolist()))
             assert found
         axes = [(trace.xaxis, trace.yaxis) for trace in figure.data]
         assert axes == [("x", "y"), ("x2", "y2"), ("x3", "y3")] * 2
@@ -42,7 +42,7 @@ def test_every_score_has_a_map_and_heads_above_its_threshold_have_dots() -> None
         assert f"dot: above the threshold ({n_above})" in figure.layout.title.subtitle.text
         assert [note.text for note in figure.layout.annotations] == [
             "score previous",
-            "score &lt;b&gt;&#36;x&#36;",
+            "score<br>&lt;b&gt;&#36;x&#36;",
             "score induction",
         ]
         assert figure.layout.xaxis2.range == (-0.5, n + 0.5)
@@ -54,7 +54,7 @@ def test_hovering_gives_score_interval_and_threshold() -> None:
     value = float(scores[1, 2, 3])
     words = (
         f"L2H3<br>&lt;b&gt;&#36;x&#36; {value:.4g}<br>interval {value - 0.125:.3g} to {value + 0.125:.3g}"
-        "<br>threshold 0.7<br>n 200"
+        "<br>threshold 0.55<br>n 200"
     )
     assert maps(plots.head_scores(scores))[1].hovertext[2][3] == words
     one = plots.head_scores(scores, "<b>$x$")
@@ -77,7 +77,7 @@ def test_one_score_is_one_large_map() -> None:
 
 def test_scores_not_computed_are_grey_and_each_panel_keeps_its_words() -> None:
     scores = some_scores()
-    scores[0, 1, 1] = np.nan
+    scores[0, 1, 1] = scores.low[0, 1, 1] = np.nan
     figure = plots.head_scores(scores)
     assert [trace.name for trace in maps(figure)] == [None, "not computed", None, None]
     assert maps(figure)[1].hovertext[1][1].startswith("L1H1<br>previous not computed")
