@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 
-import torch
 from torch import Tensor
 
 from interp import HookedGPT
