@@ -1,7 +1,19 @@
 """Attention heads: where they look, what they do there, and how sure that is."""
 
 from interp.heads.card import HeadCard, head_card
+from interp.heads.patterns import Patterns, patterns
 from interp.heads.roles import ROLES, detect, roles
 from interp.heads.scores import SCORES, detect_pattern, scores
 
-__all__ = ["ROLES", "SCORES", "HeadCard", "detect", "detect_pattern", "head_card", "roles", "scores"]
+__all__ = [
+    "ROLES",
+    "SCORES",
+    "HeadCard",
+    "Patterns",
+    "detect",
+    "detect_pattern",
+    "head_card",
+    "patterns",
+    "roles",
+    "scores",
+]

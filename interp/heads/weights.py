@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interp.hooks import silence
 from interp.model import HookedGPT
-from interp.model.attention import Pass
+from interp.model.attention import Pass, masked
 from interp.model.linear import product
 from interp.weights import stream
 
@@ -65,7 +65,9 @@ class LayerHeads:
             made = product(block.ln1.unheard(resid_pre), self.qkv, self.qkv_bias).unflatten(-1, (-1, attn.cfg.d_head))
             q, k, v = made.split((attn.cfg.n_heads, n_kv, n_kv), -2)
             q, k = attn.rotate(attn.q_norm(q), attn.k_norm(k), this)
-            pattern = stream.exact(attn.scores(q, k.transpose(1, 2), this)).softmax(-1)
+            keys = k.transpose(1, 2).repeat_interleave(attn.cfg.n_heads // n_kv, 1)
+            scores = masked(attn.scores(q.transpose(1, 2), keys), *this.allowed(attn))
+            pattern = stream.exact(scores).softmax(-1)
         return pattern, self.lengths(v)
 
     def lengths(self, v: Float[Tensor, "row pos kv_head d_head"]) -> Float[Tensor, "row head key_pos"]:

@@ -43,6 +43,11 @@ class Pass:
         mask, local = (m if m is None else m[..., -1:, :] for m in (self.mask, self.local_mask))
         return replace(self, mask=mask, local_mask=local, is_causal=False, wanted=slice(-1, None))
 
+    def allowed(self, attn: "Attention") -> tuple[Bool[Tensor, "#batch 1 query_pos key_pos"] | None, bool]:
+        """Who may look where in a layer: a mask; without one, whether at what came before alone, or everywhere."""
+        mask = self.local_mask if attn.is_local else self.mask
+        return mask, self.is_causal and mask is None
+
     def goes_on(self, x: Float[Tensor, "#batch pos ..."]) -> Float[Tensor, "#batch query_pos ..."]:
         """What goes on of something that is there at every position."""
         return x if self.wanted is None else x[:, self.wanted]
@@ -112,36 +117,34 @@ class Attention(nn.Module):
         keys, values = k.transpose(1, 2), v.transpose(1, 2)
         if this.kv_cache is not None:
             keys, values = this.kv_cache.append(self.layer, k, v)
+        queries = q.transpose(1, 2)
+        mask, is_causal = this.allowed(self)
         p_drop = self.cfg.dropout if self.training else 0.0
         if self.cfg.attn_scores_soft_cap is None and not is_heard(self.hook_attn_scores, self.hook_pattern):
-            mask = this.local_mask if self.is_local else this.mask
             z = F.scaled_dot_product_attention(
-                q.transpose(1, 2),
+                queries,
                 keys,
                 values,
                 attn_mask=mask,
                 dropout_p=p_drop,
-                is_causal=this.is_causal and mask is None,
+                is_causal=is_causal,
                 scale=1 / self.cfg.attn_scale,
                 enable_gqa=self.cfg.has_grouped_queries,
             )
             return z.transpose(1, 2)
-        scores = self.hook_attn_scores(self.scores(q, keys, this))
-        exact = torch.float32 if scores.dtype.itemsize == 2 else scores.dtype
-        pattern = self.hook_pattern(scores.softmax(-1, dtype=exact).to(scores.dtype))
-        values = values.repeat_interleave(self.cfg.n_heads // self.cfg.n_key_value_heads, 1)
+        group = self.cfg.n_heads // self.cfg.n_key_value_heads
+        keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
+        scores = masked(self.scores(queries, keys), mask, is_causal)
+        pattern = self.hook_pattern(softmax(self.hook_attn_scores(scores)))
         return (F.dropout(pattern, p_drop) @ values).transpose(1, 2)
 
-    def scores(self, q: Queries, keys: Float[Tensor, "batch kv_head key_pos d_head"], this: Pass) -> Pattern:
-        """q · k / attn_scale, capped, and -inf where a query may not look."""
-        keys = keys.repeat_interleave(self.cfg.n_heads // self.cfg.n_key_value_heads, 1)
-        scores = (q.transpose(1, 2) / self.cfg.attn_scale) @ keys.transpose(-1, -2)
-        if (cap := self.cfg.attn_scores_soft_cap) is not None:
-            scores = cap * torch.tanh(scores / cap)
-        mask = this.local_mask if self.is_local else this.mask
-        if this.is_causal and mask is None:
-            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        return scores if mask is None else scores.masked_fill_(~mask, -torch.inf)  # in place: nobody has seen them yet
+    def scores(
+        self, queries: Float[Tensor, "*heads query_pos d_head"], keys: Float[Tensor, "*heads key_pos d_head"]
+    ) -> Float[Tensor, "*heads query_pos key_pos"]:
+        """q · k / attn_scale, capped where the model does so, of each query with every key."""
+        scores = (queries / self.cfg.attn_scale) @ keys.transpose(-1, -2)
+        cap = self.cfg.attn_scores_soft_cap
+        return scores if cap is None else cap * torch.tanh(scores / cap)
 
     def write(self, z: Queries) -> Written:
         if not is_heard(self.hook_result):
@@ -189,6 +192,23 @@ class Attention(nn.Module):
     @property
     def b_O(self) -> Float[Tensor, " d_model"] | None:
         return self.out.bias
+
+
+def masked(
+    scores: Float[Tensor, "*batch query_pos key_pos"],
+    mask: Bool[Tensor, "*#batch query_pos key_pos"] | None,
+    is_causal: bool,
+) -> Float[Tensor, "*batch query_pos key_pos"]:
+    """Scores, -inf where a query may not look. (In place: nobody has seen them yet.)"""
+    if is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    return scores if mask is None else scores.masked_fill_(~mask, -torch.inf)
+
+
+def softmax(scores: Float[Tensor, "*batch query_pos key_pos"]) -> Float[Tensor, "*batch query_pos key_pos"]:
+    """Over keys, in single precision at least."""
+    exact = torch.float32 if scores.dtype.itemsize == 2 else scores.dtype
+    return scores.softmax(-1, dtype=exact).to(scores.dtype)
 
 
 class RotaryAttention(Attention):

@@ -269,9 +269,9 @@ class HookedGPT(Observed):
         mask: Mask | None,
         kv_cache: KVCache | None,
     ) -> Any:
-        n_past = kv_cache.length if kv_cache is not None else 0
-        where = positions(mask, n_past, x.shape[1], x.device)
-        this = self.conditions(where, mask, n_past, kv_cache)
+        n_past, n_new = (kv_cache.length if kv_cache is not None else 0), x.shape[1]
+        where = positions(mask, n_past, n_new, x.device)
+        this = self.pass_over(where, mask, n_past, kv_cache)
         resid = x if x.is_floating_point() else self.into_stream(x, where)
         cut = last_only and not is_heard(*self._end_points)
         for i, layer in enumerate(islice(self.blocks, *layers), layers[0] + 1):
@@ -290,15 +290,16 @@ class HookedGPT(Observed):
         loss = next_token_loss(logits, x, new_mask, loss_per_token)
         return loss if return_type == "loss" else (logits, loss)
 
-    def conditions(
+    def pass_over(
         self, where: Int[Tensor, "#batch pos"], mask: Mask | None, n_past: int = 0, kv_cache: KVCache | None = None
     ) -> Pass:
-        """What the blocks of a pass over tokens at these positions share."""
-        n_new, is_causal = where.shape[1], self.cfg.attention_dir == "causal"
+        """What all blocks of a pass over tokens at these positions share, with those who listen now."""
+        n_new, device = where.shape[1], where.device
+        is_causal = self.cfg.attention_dir == "causal"
         return Pass(
             rotation=rotation(self.cfg, where, self.dtype) if self.cfg.is_rotary else None,
-            mask=allowed_attention(mask, n_past, n_new, is_causal, None, where.device),
-            local_mask=allowed_attention(mask, n_past, n_new, is_causal, self.cfg.window_size, where.device),
+            mask=allowed_attention(mask, n_past, n_new, is_causal, None, device),
+            local_mask=allowed_attention(mask, n_past, n_new, is_causal, self.cfg.window_size, device),
             is_causal=is_causal and n_past == 0,
             kv_cache=kv_cache,
             hooks=hooks_in_force(),

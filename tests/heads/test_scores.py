@@ -177,7 +177,7 @@ def test_shuffled_heads_keep_their_numbers_and_unshuffled_ones_their_patterns(na
     _, cache = model.run_with_cache(tokens)
     own = LayerHeads.of(model, 1)
     where = torch.arange(tokens.shape[1])[None]
-    pattern, lengths = own.look(cache["resid_pre", 1], model.conditions(where, None))
+    pattern, lengths = own.look(cache["resid_pre", 1], model.pass_over(where, None))
     torch.testing.assert_close(pattern, cache["pattern", 1], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(lengths, own.lengths(cache["v", 1]), rtol=1e-4, atol=1e-5)
     other = own.shuffled(7)

@@ -1,0 +1,124 @@
+"""Attention patterns of any text, kept as queries and keys: one head's pattern is made again when it is asked for."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp.hooks import Span, spanning
+from interp.model import HookedGPT
+from interp.model.attention import Attention, Pass, masked, softmax
+from interp.model.inputs import check_range, checked_mask, checked_tokens, positions
+from interp.results import as_tokens
+
+HeadPattern = Float[Tensor, "batch query_pos key_pos"]
+
+
+@dataclass(frozen=True, eq=False)
+class Patterns:
+    """The queries, keys and values of one pass: `found[layer, head]` is a head's pattern."""
+
+    model: HookedGPT
+    tokens: Int[Tensor, "batch pos"]
+    attention_mask: Bool[Tensor, "batch pos"] | None  # None: nothing is padding
+    layers: Sequence[int]
+    heads: Sequence[int]
+    _kept: dict[int, tuple[Tensor, Tensor, Tensor]]  # of each layer q, and its heads' k and v: [batch pos head d_head]
+    _this: Pass
+
+    def __getitem__(self, at: tuple[int, int]) -> HeadPattern:
+        """The pattern of a head, given as (layer, head): what hook_pattern has when nobody edits it there."""
+        attn, (q, k, _) = self._of(*at)
+        mask, is_causal = self._this.allowed(attn)
+        return softmax(masked(attn.scores(q, k), mask if mask is None else mask[:, 0], is_causal))
+
+    def weighted(self, layer: int, head: int) -> HeadPattern:
+        """The pattern times ‖v_j W_O‖, how much each key would write; each query's row made to sum to 1.
+
+        What is written is taken before the biases and before any norm on what attention adds.
+        """
+        attn, (_, _, v) = self._of(layer, head)
+        norms = (v @ attn.W_O[head]).float().norm(dim=-1)
+        shares = self[layer, head].float() * norms[:, None]
+        return shares / shares.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+
+    def nbytes(self) -> int:
+        """The memory that is held."""
+        return sum(x.nbytes for kept in self._kept.values() for x in kept)
+
+    def _of(self, layer: int, head: int) -> tuple[Attention, tuple[Tensor, Tensor, Tensor]]:
+        n_layers, n_heads = self.model.cfg.n_layers, self.model.cfg.n_heads
+        if not -n_layers <= layer < n_layers or layer % n_layers not in self._kept:
+            raise KeyError(f"no patterns of layer {layer}: layers {list(self.layers)} are kept")
+        if not -n_heads <= head < n_heads or head % n_heads not in self.heads:
+            raise KeyError(f"no patterns of head {head}: heads {list(self.heads)} are kept")
+        q, k, v = self._kept[layer % n_layers]
+        at = self.heads.index(head % n_heads)
+        groups = _groups(self.model, self.heads)
+        of_keys = list(dict.fromkeys(groups)).index(groups[at])
+        return self.model.blocks[layer].attn, (q[:, :, at], k[:, :, of_keys], v[:, :, of_keys])
+
+
+@torch.no_grad()
+def patterns(
+    model: HookedGPT,
+    input: str | Sequence[str] | Tensor,
+    layers: Iterable[int] | None = None,
+    heads: Iterable[int] | None = None,
+    attention_mask: Tensor | None = None,
+) -> Patterns:
+    """The patterns of these layers and heads, or of all, on a text, texts or tokens [batch pos].
+
+    One pass, no further than the last of these layers; its memory is that of queries, keys and values alone. Edits in
+    force around the call act on them; edits of patterns and scores act on what the pass writes.
+    """
+    tokens, mask = as_tokens(model, input, attention_mask)
+    tokens = checked_tokens(tokens, model.device)
+    check_range(tokens, model.cfg)
+    mask = checked_mask(mask, tokens.shape[0], tokens.shape[1], None, model.device)
+    chosen = _chosen("layers", layers, model.cfg.n_layers)
+    of_heads = _chosen("heads", heads, model.cfg.n_heads)
+    groups = list(dict.fromkeys(_groups(model, of_heads)))
+    kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def look(attn: Attention, q: Tensor, k: Tensor, v: Tensor, this: Pass) -> Tensor:
+        if attn.layer in chosen:
+            kept[attn.layer] = q[:, :, of_heads], k[:, :, groups], v[:, :, groups]
+        return attn.look(q, k, v, this)
+
+    this = run(model, tokens, mask, look, n_layers=max(chosen) + 1)
+    return Patterns(model, tokens, mask, chosen, of_heads, kept, replace(this, look=None, rotation=None, hooks=None))
+
+
+def run(
+    model: HookedGPT,
+    tokens: Int[Tensor, "batch pos"],
+    mask: Bool[Tensor, "batch pos"] | None,
+    look: Callable[[Attention, Tensor, Tensor, Tensor, Pass], Tensor],
+    n_layers: int,
+) -> Pass:
+    """Run the first blocks with `look(attn, q, k, v, this)` in place of each attention's own; `this` is returned."""
+    where = positions(mask, 0, tokens.shape[1], model.device)
+    with spanning(Span(0, mask)):
+        this = model.pass_over(where, mask)
+        this.look = lambda attn, q, k, v: look(attn, q, k, v, this)
+        resid = model.into_stream(tokens, where)
+        for block in islice(model.blocks, n_layers):
+            resid = block(resid, this)
+    return this
+
+
+def _groups(model: HookedGPT, heads: Sequence[int]) -> list[int]:
+    """Whose keys and values each head reads."""
+    size = model.cfg.n_heads // model.cfg.n_key_value_heads
+    return [head // size for head in heads]
+
+
+def _chosen(what: str, given: Iterable[int] | None, n: int) -> list[int]:
+    wanted = list(range(n) if given is None else given)
+    if not wanted or not all(isinstance(i, int) and -n <= i < n for i in wanted):
+        raise ValueError(f"{what}={wanted}; allowed: some of {-n} to {n - 1}")
+    return sorted({i % n for i in wanted})
