@@ -23,6 +23,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.bench.training
 	$(BIN)/python -m tests.bench.patching
 	$(BIN)/python -m tests.bench.lens
+	$(BIN)/python -m tests.bench.heads
 	$(BIN)/python -m tests.bench.weights
 
 # torch first and pinned: asked for by range, it could arrive as another build, gigabytes larger.

@@ -1,6 +1,8 @@
 """Attention heads: where they look, what they do there, and how sure that is."""
 
 from interp.heads.card import HeadCard, head_card
+from interp.heads.classes import TokenClasses
+from interp.heads.corpus import corpus_statistics
 from interp.heads.patterns import Patterns, patterns
 from interp.heads.roles import ROLES, detect, roles
 from interp.heads.scores import SCORES, detect_pattern, scores
@@ -10,6 +12,8 @@ __all__ = [
     "SCORES",
     "HeadCard",
     "Patterns",
+    "TokenClasses",
+    "corpus_statistics",
     "detect",
     "detect_pattern",
     "head_card",
