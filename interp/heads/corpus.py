@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 else:
     Dataset = Any
 
-_AT_ONCE = {"cpu": 2**18}  # scores of a block of queries: 1 MB stays in the cache
+_AT_ONCE = {"cpu": 2**19}  # scores of a block of queries: 1 MB for each of two cores stays in their caches
 _AT_ONCE_ELSEWHERE = 2**26
 _MASKED = -1e30  # finite: times e = 0 it is 0
 

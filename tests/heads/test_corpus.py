@@ -53,7 +53,7 @@ def assert_is_the_loops(found: Dataset, model: HookedGPT, corpus: Any, atol: flo
     assert n_seen > 60
 
 
-@pytest.mark.parametrize("at_once", [1, 60, 2**18])
+@pytest.mark.parametrize("at_once", [1, 60, 2**19])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_number_is_that_of_a_loop(name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("interp.heads.corpus._AT_ONCE", {"cpu": at_once})
