@@ -89,9 +89,9 @@ class Asked:
         both = (self.followers.any(-1) & self.followers_of_another.any(-1))[..., None]
         return Sets.of({"own": self.followers & both, "other": self.followers_of_another * both})
 
-    def at_distance(self, keys: Bool[Tensor, "row query_pos key_pos"], n: int) -> Float[Tensor, "row offset"]:
+    def at_distance(self, keys: Bool[Tensor, "row query_pos key_pos"]) -> Float[Tensor, "row offset"]:
         """How many of these keys stand so far back, a mean over the queries that have any."""
-        counts = torch.stack([keys.diagonal(-offset, 1, 2).sum(-1) for offset in range(n)], -1)
+        counts = torch.stack([keys.diagonal(-offset, 1, 2).sum(-1) for offset in range(keys.shape[1])], -1)
         return counts / keys.any(-1).sum(-1, keepdim=True)
 
 
@@ -122,11 +122,13 @@ def induction_beyond_chance(pattern: Pattern, asked: Asked) -> PerRow:
     return found["own"] - found["other"]
 
 
-def by_offset(pattern: Pattern, asked: Asked, n_offsets: int) -> Float[Tensor, "row head offset"]:
-    """Attention to the key so far back, of queries that have one."""
-    found = []
+def by_offset(
+    pattern: Pattern, asked: Asked, n_offsets: int, queries: Bool[Tensor, "row query_pos"] | None = None
+) -> Float[Tensor, "row head offset"]:
+    """Attention to the key so far back, a mean over the queries (all that are asked about) that have one."""
+    found, queries = [], asked.queries if queries is None else queries
     for offset in range(n_offsets):
-        has_key = asked.queries[:, offset:] & asked.rows.real[:, : asked.rows.real.shape[1] - offset]
+        has_key = queries[:, offset:] & asked.rows.real[:, : asked.rows.real.shape[1] - offset]
         there = pattern.diagonal(-offset, 2, 3) * has_key[:, None]
         found.append(there.sum(-1) / has_key.sum(-1)[:, None])
     return torch.stack(found, -1)

@@ -90,7 +90,8 @@ def measured(null: Null, parts: Sequence[Rows], measure: Measure, progress: bool
     found = {}
     for name, layers in own.items():
         real = torch.stack([torch.cat(layers[layer]).transpose(0, 1) for layer in range(n_layers)])
-        found[name] = Table(real, torch.cat([torch.cat(each).transpose(0, 1) for each in shuffled[name].values()]))
+        null_rows = [torch.cat(each).transpose(0, 1) for each in shuffled[name].values()]
+        found[name] = Table(real, torch.cat(null_rows) if null_rows else real[0, :0])
     return found
 
 

@@ -45,7 +45,7 @@ def detect(
 
     An `xarray.Dataset`: `value` [score layer head] with all that `scores` says of it, `named` alike, and `role` and
     `rests` [layer head]. A role is named where even the lower end of the score's interval is above its threshold, and
-    what looking a fixed distance back explains of it does not count. "first" is named only where the head is not known
+    above chance without what looking a fixed distance back explains. "first" is named only where the head is not known
     to look elsewhere, and as much is moved from the first token as attention rests on it: where less is, the head has
     nothing to do there, and `rests`. Of a head without a role nothing is claimed: "unclassified".
     """
@@ -57,7 +57,7 @@ def roles(found: Result) -> Dataset:
     """The roles that these scores bear out, as `detect` names them."""
     from xarray import Dataset
 
-    clear = found.low - found.by_distance > found.threshold  # False where something is not known
+    clear = (found.low > found.threshold) & (found.low - found.by_distance > found.null)  # False where not known
     first, moved = found.sel(score="first", drop=True), found.sel(score="first_moved", drop=True)
     attends, moves = (clear.sel(score=name, drop=True) for name in ("first", "first_moved"))
     named = clear.sel(score=list(ROLES))

@@ -82,7 +82,7 @@ def scores(
     by_distance = torch.zeros(len(SCORES), n_layers, n_heads)
     for i, name in enumerate(SCORES):
         if name in detectors.distances:
-            by_distance[i] = _told_by_distance(tables["k_back"].own, detectors.distances[name])
+            by_distance[i] = _told_by_distance(tables[f"habit of {name}"].own, torch.cat(detectors.distances[name]))
     about = {"method": "head scores", "model": model.fingerprint(), "seed": seed, "null_of": str(null)}
     about |= {"rows": f"{len(rows.tokens)} × {rows.tokens.shape[1]} {'random tokens' if tokens is None else 'given'}"}
     axes = {"score": list(SCORES), "layer": range(n_layers), "head": range(n_heads)}
@@ -146,7 +146,7 @@ class _Detectors:
 
     def __init__(self, model: HookedGPT, rows: Rows, lists: list[list[int]]) -> None:
         self.model, self.lists = model, lists
-        self.distances: dict[str, Tensor] = {}  # how far back a score's keys are, [row offset]
+        self.distances: dict[str, list[Tensor]] = {"duplicate": [], "induction": []}  # of a score's keys, [row offset]
         predicts_what_it_reads = model.cfg.d_vocab_out == model.cfg.d_vocab
         self.words = Words.of(model, rows.tokens.to(model.device)) if predicts_what_it_reads else None
         self._moved: dict[tuple[int, int | None], tuple[Tensor, Tensor]] = {}
@@ -157,12 +157,9 @@ class _Detectors:
         pattern, asked, found = looking.pattern, looking.asked, dict[str, Tensor]()
         if looking.part == 0:
             found |= looks.shares(pattern, asked.sets)
-            n = max(3, pattern.shape[-1] // 2)
-            found["k_back"] = looks.by_offset(pattern, asked, n)[..., 2:]
-            if looking.shuffle is None and looking.heads.layer == 0:
-                for name, keys in (("duplicate", asked.same), ("induction", asked.followers)):
-                    distances = asked.at_distance(keys, n)[:, 2:].double().cpu()
-                    self.distances[name] = torch.cat((self.distances.get(name, distances[:0]), distances))
+            found["k_back"] = looks.by_offset(pattern, asked, max(3, pattern.shape[-1] // 2))[..., 2:]
+            if looking.shuffle is None:
+                found |= self._habits(looking)
             found["first_moved"] = looks.first_of_all_moved(pattern, looking.lengths, asked)
             beside = stream.exact(looking.resid_pre).norm(dim=-1)
             found["induction_moved"] = looks.moved(pattern, looking.lengths, asked.followers, beside)
@@ -174,6 +171,15 @@ class _Detectors:
         if self.lists and place not in self._listed:
             self._listed.add(place)
             found["successor"] = successors(looking.heads, self.lists)
+        return found
+
+    def _habits(self, looking: Looking) -> dict[str, Tensor]:
+        """How far back heads look where there is something to find, and in the first layer, how far back that is."""
+        asked, found = looking.asked, dict[str, Tensor]()
+        for name, keys in (("duplicate", asked.same), ("induction", asked.followers)):
+            found[f"habit of {name}"] = looks.by_offset(looking.pattern, asked, keys.shape[1], keys.any(-1))
+            if looking.heads.layer == 0:
+                self.distances[name].append(asked.at_distance(keys).double().cpu())
         return found
 
     def _of_words(self, looking: Looking, words: Words) -> dict[str, Tensor]:
@@ -192,13 +198,13 @@ class _Detectors:
 
 
 def _told_by_distance(
-    by_offset: Float[Tensor, "layer head row offset"], distances: Float[Tensor, "row offset"]
+    habit: Float[Tensor, "layer head row offset"], distances: Float[Tensor, "row offset"]
 ) -> Float[Tensor, "layer head"]:
-    """What of a score the mean attention by distance explains, each row held against that of all other rows."""
-    n_rows = by_offset.shape[2]
-    habit = by_offset.nan_to_num()
-    habit = (habit.sum(2, keepdim=True) - habit) / max(1, n_rows - 1)
-    return (habit * distances).sum(-1).nanmean(-1)
+    """What of a score the mean attention by distance explains, each row held against the mean of all others."""
+    is_known = habit.isfinite()
+    total, own = habit.nansum(2, keepdim=True), habit.nan_to_num()
+    others = (total - own) / (is_known.sum(2, keepdim=True) - is_known.long()).clamp(min=1)
+    return (others * distances).sum(-1).nanmean(-1)
 
 
 def successors(heads: LayerHeads, lists: Sequence[Sequence[int]]) -> Float[Tensor, "item head"]:

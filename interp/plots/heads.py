@@ -128,8 +128,10 @@ def _above(of_one: DataArray) -> np.ndarray:
     if "threshold" not in of_one.coords:
         return np.zeros(of_one.shape, bool)
     least = of_one["low"] if "low" in of_one.coords else of_one
-    explained = of_one["by_distance"] if "by_distance" in of_one.coords else 0.0
-    return (least - explained > of_one["threshold"]).to_numpy()
+    is_above = least > of_one["threshold"]
+    if "by_distance" in of_one.coords and "null" in of_one.coords:
+        is_above &= least - of_one["by_distance"] > of_one["null"]
+    return is_above.to_numpy()
 
 
 def _add_words(figure: go.Figure, of_each: list[DataArray], names: list[str]) -> None:

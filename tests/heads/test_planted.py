@@ -36,7 +36,7 @@ BUILT: dict[str, dict[str, set[str]]] = {
 }
 # A normed stream carries a constant on which half of the shuffled heads rest, at the first token or anywhere: where
 # chance does as much, no head can be told by it.
-UNTOLD = {("RMS", "first"), ("LN", "first"), ("RMS", "mover"), ("LN", "mover")}
+UNTOLD = {("first_token", "first")}
 
 
 def roles_of(found: Dataset) -> dict[str, set[str]]:
@@ -64,7 +64,7 @@ def test_behind_norms_too(name: str, norm: str) -> None:
     found = heads.detect(model.model, examples.tokens, queries=examples.mask, lists=lists, progress=False)
     looks = {name: role - {"copying"} for name, role in roles_of(found).items()}
     wanted = {
-        model.roles[role]: named - {"copying"} for role, named in BUILT[name].items() if (norm, role) not in UNTOLD
+        model.roles[role]: named - {"copying"} for role, named in BUILT[name].items() if (name, role) not in UNTOLD
     }
     assert {name: role for name, role in looks.items() if role} == {name: role for name, role in wanted.items() if role}
 
@@ -100,8 +100,8 @@ def test_what_learned_a_fixed_period_is_called_positional_on_others() -> None:
     model = fixed_period()
     there = heads.scores(model, fixed_rows()[:40], progress=False)
     assert float(there.sel(score="induction").max()) > 0.5, "on its own rows it would pass for induction"
-    explained = there.low.sel(score="induction") - there.by_distance.sel(score="induction")
-    assert float(explained.max()) < float(there.threshold.sel(score="induction")), "but for what distance explains"
+    left = (there - there.by_distance).sel(score="induction")
+    assert float(left.max()) < float(there.null.sel(score="induction")), "but for what distance explains"
     found = heads.detect(model, progress=False)
     named = roles_of(found)
     assert not any("induction" in role for role in named.values())
@@ -131,7 +131,7 @@ def test_of_a_hundred_shuffled_twins_one_triple_in_a_hundred_is_named_at_most() 
             named, of = false_names(model.model, seed, tokens=tokens, lists=lists)
             n_named, n_all, n_twins = n_named + named, n_all + of, n_twins + 1
     text = zoo.standard_library(tokens=4_000, split="held_out")
-    for name, n in (("stdlib-4l", 10), ("stdlib-attn-2l", 10)):
+    for name, n in (("stdlib-4l", 5), ("stdlib-attn-2l", 10)):
         for seed in range(n):
             named, of = false_names(bundled(name), seed, text=text)
             n_named, n_all, n_twins = n_named + named, n_all + of, n_twins + 1

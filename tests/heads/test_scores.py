@@ -214,7 +214,7 @@ def test_a_habit_of_distance_explains_itself_and_nothing_more() -> None:
     at = found.sel(score="induction").to_numpy().argmax()
     assert found.sel(score="induction").to_numpy().flat[at] > 0.5
     explained = found.by_distance.sel(score="induction").to_numpy().flat[at]
-    assert found.low.sel(score="induction").to_numpy().flat[at] - explained < found.threshold.sel(score="induction")
+    assert found.low.sel(score="induction").to_numpy().flat[at] - explained < found.null.sel(score="induction")
 
 
 def test_what_cannot_be_measured_is_nan_and_bad_input_is_refused() -> None:
