@@ -29,6 +29,7 @@ else:
 
 _FORMAT = "interp head card"
 _N_CTX, _WORDS = 128, 1_000
+_BEGINNING = 4_000  # characters of a file, so that there are many
 _PARTS = ("scores", "reads", "writes", "partners", "contexts", "ablation")
 
 
@@ -84,7 +85,7 @@ class HeadCard:
         lines += ["", "looks from (query) at (key), by weights"]
         lines += [
             f"   {_shown(q):>16} -> {_shown(k):<16}{s:7.2f}"
-            for q, k, s in _rows(self["reads"], "query", "key", "value")
+            for q, k, s in _rows(self["reads"], "query_token", "key_token", "value")
         ]
         lines += ["", "attends to most, and what that raises"]
         writes = self["writes"]
@@ -129,7 +130,8 @@ def head_card(
         raise ValueError("found is of another model: give what detect(model) returned for this one")
     if corpus is None:
         has_text = model.tokenizer is not None
-        corpus = corpora.standard_library("held_out") if has_text else trials.repeats(model, 64).tokens
+        beginnings = (text[:_BEGINNING] for text in corpora.standard_library("held_out"))
+        corpus = beginnings if has_text else trials.repeats(model, 64).tokens
     seen = _Seen(model, layer, head)
     for passage in passages(model, corpus, min(_N_CTX, model.cfg.n_ctx), max_tokens=max_tokens):
         seen.read(passage)
@@ -206,7 +208,7 @@ class _Seen:
         scores = circuit.A[common] @ circuit.B[:, common] / model.cfg.attn_scale
         best = scores.flatten().topk(min(k, scores.numel()))
         query, key = best.indices // len(common), best.indices % len(common)
-        columns = {"query": token_texts(model, common[query]), "key": token_texts(model, common[key])}
+        columns = {"query_token": token_texts(model, common[query]), "key_token": token_texts(model, common[key])}
         return Dataset(
             {name: ("rank", each) for name, each in (columns | {"value": best.values.cpu().numpy()}).items()}
         )
@@ -250,8 +252,8 @@ class _Seen:
             {
                 "weight": ("rank", [each[0] for _, each in chosen]),
                 "text": ("rank", np.array(texts, dtype=object)),
-                "query": ("rank", np.array(queries, dtype=object)),
-                "key": ("rank", np.array(keys, dtype=object)),
+                "query_token": ("rank", np.array(queries, dtype=object)),
+                "key_token": ("rank", np.array(keys, dtype=object)),
                 "document": ("rank", [document for document, _ in chosen]),
                 "query_pos": ("rank", [each[2] for _, each in chosen]),
                 "key_pos": ("rank", [each[3] for _, each in chosen]),

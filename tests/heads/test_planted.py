@@ -140,11 +140,13 @@ def test_of_a_hundred_shuffled_twins_one_triple_in_a_hundred_is_named_at_most() 
     assert n_named <= 0.01 * n_all
 
 
+@pytest.mark.slow
 def test_a_shuffled_twin_of_a_trained_model_has_no_roles() -> None:
     n_named, n_all = false_names(bundled("stdlib-attn-2l"), 0)
     assert n_named <= 0.01 * n_all
 
 
+@pytest.mark.slow
 def test_the_bundled_model_has_the_heads_that_its_card_names() -> None:
     found = heads.detect(bundled("stdlib-4l"), progress=False)
     named = roles_of(found)
@@ -154,6 +156,7 @@ def test_the_bundled_model_has_the_heads_that_its_card_names() -> None:
     assert not any("induction" in role for name, role in named.items() if not name.startswith("L1"))
 
 
+@pytest.mark.slow
 def test_three_induction_heads_matter_on_repeats_and_not_on_text_without() -> None:
     from itertools import combinations
 

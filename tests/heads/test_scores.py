@@ -105,6 +105,7 @@ def test_what_is_moved_and_copied_is_that_of_a_loop_over_positions(name: str) ->
                 assert_close(found.sel(score="negative")[layer, head].item(), wanted, "negative")
 
 
+@pytest.mark.slow
 def test_induction_in_text_is_that_of_a_loop_over_positions(tmp_path: Any) -> None:
     model = HookedGPT.from_pretrained("stdlib-attn-2l")
     text = "def area(width, height):\n    return width * height\n\ndef volume(width, height, depth):\n    return width"

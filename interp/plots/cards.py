@@ -1,0 +1,144 @@
+"""A head's card as one figure: its scores, what it attends to and raises, its partners, where it looks hardest."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from interp.plots.theme import Palette, Theme, about, framed, palette, plain, visible
+
+if TYPE_CHECKING:
+    from interp.heads import HeadCard
+
+_TITLES = (
+    "scores, thresholds",
+    "attends to most: what that raises",
+    "composition",
+    "looks hardest, from [query] at {key}",
+)
+
+
+def head_card(card: "HeadCard", *, title: str | None = None, theme: Theme = "light") -> go.Figure:
+    """A head's card (`heads.head_card`) as a figure.
+
+    A score's bar is coloured where its role is named, and a mark stands at its threshold; a dotted line in the
+    composition panel is what random heads reach.
+    """
+    colours = palette(theme)
+    figure = make_subplots(
+        2,
+        2,
+        specs=[[{"type": "xy"}, {"type": "table"}], [{"type": "xy"}, {"type": "table"}]],
+        subplot_titles=_TITLES,
+        column_widths=[0.4, 0.6],
+        horizontal_spacing=0.04,
+        vertical_spacing=0.12,
+    )
+    figure.update_annotations(font_size=12)
+    _add_scores(figure, card, colours)
+    _add_partners(figure, card, colours)
+    writes, contexts = card["writes"], card["contexts"]
+    raised = [" ".join(visible(str(token), 8) for token in row) for row in writes.raised.values]
+    tokens = [visible(str(token)) for token in writes.token.values]
+    shares = [f"{share:.1%}" for share in writes.share.values]
+    _add_table(figure, ["token", "share", "raises"], [tokens, shares, raised], [2, 1, 6], 1, colours)
+    texts = [plain(re.sub(r"\s*\n\s*", " ⏎ ", str(text)), 200) for text in contexts.text.values]
+    weights = [f"{weight:.3f}" for weight in contexts.weight.values]
+    _add_table(figure, ["weight", "text"], [weights, texts], [1, 8], 2, colours)
+    changes = [
+        f"{on} {change:+.3f}"
+        for on, change in zip(*(card["ablation"][x].values for x in ("on", "change")), strict=True)
+    ]
+    said = about(card.tables.attrs, f"without it, nats a token: {', '.join(changes)}")
+    figure.update_layout(height=640, showlegend=False)
+    return framed(figure, theme, title or f"{card.name}: {card.role}", said, room=18)
+
+
+def _add_scores(figure: go.Figure, card: "HeadCard", colours: Palette) -> None:
+    scores = card["scores"]
+    known = scores.isel(score=np.isfinite(scores.value.to_numpy()))
+    names, values = [str(name) for name in known.score.values], known.value.to_numpy()
+    at = list(range(len(names)))
+    low, high = (np.nan_to_num(known[end].to_numpy(), nan=0.0) for end in ("low", "high"))
+    hover = [
+        f"{name} {value:.3f}<br>interval {one:.3f} to {other:.3f}<br>threshold {threshold:.3f}"
+        for name, value, one, other, threshold in zip(names, values, low, high, known.threshold.to_numpy(), strict=True)
+    ]
+    figure.add_bar(
+        x=values,
+        y=at,
+        orientation="h",
+        width=0.7,
+        marker={"color": [colours.categories[0] if named else colours.missing for named in known.named.to_numpy()]},
+        hovertext=hover,
+        hovertemplate="%{hovertext}<extra></extra>",
+        name="scores",
+        row=1,
+        col=1,
+    )
+    mark = {"symbol": "line-ns", "size": 11, "line": {"width": 2, "color": colours.categories[1]}}
+    figure.add_scatter(
+        x=known.threshold.to_numpy(),
+        y=at,
+        mode="markers",
+        marker=mark,
+        hoverinfo="skip",
+        name="thresholds",
+        row=1,
+        col=1,
+    )
+    figure.update_yaxes(_labels(names), autorange="reversed", showgrid=False, zeroline=False, row=1, col=1)
+    figure.update_xaxes(rangemode="tozero", row=1, col=1)
+
+
+def _add_partners(figure: go.Figure, card: "HeadCard", colours: Palette) -> None:
+    partners = card["partners"]
+    names, values = [str(edge).replace("->", " → ") for edge in partners.edge.values], partners.value.to_numpy()
+    hover = [f"{name}<br>{value:.3f}" for name, value in zip(names, values, strict=True)]
+    figure.add_bar(
+        x=values,
+        y=list(range(len(names))),
+        orientation="h",
+        width=0.7,
+        marker={"color": colours.categories[2]},
+        hovertext=hover,
+        hovertemplate="%{hovertext}<extra></extra>",
+        name="composition",
+        row=2,
+        col=1,
+    )
+    figure.update_yaxes(_labels(names), autorange="reversed", showgrid=False, zeroline=False, row=2, col=1)
+    if len(names):
+        line = {"color": colours.faint_ink, "width": 1, "dash": "dot"}
+        figure.add_vline(x=float(card.tables.attrs["baseline"]), line=line, row=2, col=1)  # type: ignore[arg-type]
+
+
+def _labels(names: list[str]) -> dict[str, Any]:
+    return {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": [plain(name) for name in names]}
+
+
+def _add_table(
+    figure: go.Figure, heads: list[str], columns: list[list[str]], widths: list[int], row: int, colours: Palette
+) -> None:
+    figure.add_table(
+        header={
+            "values": heads,
+            "fill": {"color": colours.grid},
+            "font": {"color": colours.ink, "size": 11},
+            "align": "left",
+            "line": {"width": 0},
+        },
+        cells={
+            "values": columns,
+            "fill": {"color": colours.background},
+            "font": {"color": colours.ink, "size": 11},
+            "align": "left",
+            "line": {"color": colours.grid},
+            "height": 22,
+        },
+        columnwidth=widths,
+        row=row,
+        col=2,
+    )
