@@ -105,7 +105,7 @@ class Words:
     k: float  # so many of the candidates are as few as 10 of the vocabulary are (in small ones, a hundredth)
 
     @classmethod
-    def of(cls, model: HookedGPT, tokens: Tensor, most: int = 2**13) -> "Words":
+    def of(cls, model: HookedGPT, tokens: Tensor, most: int = 2**12) -> "Words":
         """These tokens, ranked among themselves and, in all, at most so many of the vocabulary."""
         n = model.cfg.d_vocab_out
         sources = tokens.unique()

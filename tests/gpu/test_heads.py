@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from interp import heads
 from interp.heads import corpus_statistics, patterns
 from tests.variants import some_tokens, variant
 
@@ -48,3 +49,13 @@ def test_who_listens_to_patterns_changes_nothing() -> None:
         heard = corpus_statistics(model, corpus(), progress=False)
     for each in free:
         np.testing.assert_allclose(heard[each].values, free[each].values, rtol=0, atol=1e-5, err_msg=str(each))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_scores_are_those_of_the_cpu(name: str) -> None:
+    tokens = torch.randint(0, 5, (6, 9), generator=torch.Generator().manual_seed(3))
+    on_cpu = heads.scores(variant(name, torch.float64), tokens, progress=False)
+    on_gpu = heads.scores(variant(name, torch.float64).cuda(), tokens.cuda(), progress=False)
+    for column in ("low", "high", "threshold", "null", "by_distance"):
+        np.testing.assert_allclose(on_gpu[column], on_cpu[column], atol=1e-6)
+    np.testing.assert_allclose(on_gpu, on_cpu, atol=1e-6)
