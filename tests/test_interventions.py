@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from interp import ActivationCache, HookedGPT, HookPoint
 from interp.hooks import Hooks
-from interp.interventions import Ablate, Edit, Freeze, Patch, Site, Steer, load, save
+from interp.interventions import Ablate, Edit, Freeze, Patch, Scale, Site, Steer, load, save
 from tests.variants import quick_of, some_tokens, variant
 
 TOKENS = some_tokens()
@@ -185,6 +185,17 @@ def test_resampling_gives_every_prompt_another_ones_value() -> None:
             assert_is(model, [edit], [(point, sets(index, own[point][drawn[-1]]))], tokens)
         assert drawn[0] == drawn[3]
         assert drawn[0] != drawn[1] != drawn[2]
+
+
+@each_variant
+def test_scaling_multiplies_the_part_that_is_meant(name: str) -> None:
+    model = doubles(name)
+    for factor in (0, 2, -0.5):
+        for site, point, index in PARTS[3], PARTS[9], PARTS[13]:
+            assert_is(model, [Scale(site, factor)], [(point, sets(index, lambda x, by=factor: by * x))])
+    twos = basis(17, 2)
+    within = lambda x, hook: x + x @ twos @ twos.T
+    assert_is(model, [Scale(Site("post", 1, subspace=twos), 2)], [(POST, within)])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -390,6 +401,7 @@ def of_every_kind(model: HookedGPT) -> list[Edit]:
         Ablate(Site("post", 0), "value", torch.tensor(0.25, dtype=torch.bfloat16)),
         *(Ablate.from_reference(z, k, other["z", 0]) for k in ("zero", "mean", "mean_per_position", "resample")),
         Steer(Site("resid_post", 0, pos=RIGHT == 1), random(14), -3, keep_norm=True),
+        Scale(Site("post", 0, neuron=[2, 5], pos=-1), 2.5),
         Steer(Site("resid_post", 1, pos=range(2)), random(1).expand(14), project_out=True),
     ]
 

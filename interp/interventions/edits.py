@@ -282,6 +282,17 @@ class Steer(Edit):
         return new
 
 
+@dataclass(frozen=True, eq=False)
+class Scale(Edit):
+    """Multiply the value: 0 takes it away, 2 makes it twice as large."""
+
+    factor: int | float
+
+    def of(self, part: Values, places: Places, mesh: list[Tensor], sizes: Sequence[int]) -> Tensor:
+        """See `Edit`."""
+        return self.factor * part
+
+
 @dataclass(frozen=True)
 class Acts:
     """A hook function that does what an edit says."""

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp import HookedGPT, metrics
-from interp.interventions import Ablate, Patch, Site, Steer
+from interp.interventions import Ablate, Patch, Scale, Site, Steer
 from interp.patching import activation_patching, engine
 from interp.patching.engine import Base, Packed, Row
 from interp.patching.sweep import Sweep
@@ -165,11 +165,12 @@ def test_the_logits_of_answers_alone_give_the_metric(name: str) -> None:
         Ablate(Site("unembed.hook_out", neuron=[2, 5])),
         Steer(Site("unembed.hook_in"), torch.arange(14.0)),
         Steer(Site("resid_post", 0), torch.arange(14.0).sin()),
+        Scale(Site("post", 0, neuron=[2, 5]), 3),
     ]
-    rows = [Row(prompt, tuple(edits[:n])) for n in range(4) for prompt in range(3)]
+    rows = [Row(prompt, tuple(edits[:n])) for n in range(5) for prompt in range(3)]
     found, expected = (Sweep(Base(model, tokens), metric, progress=False).values(rows) for metric in (few, full))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    assert len(set(found.tolist())) == 12
+    assert len(set(found.tolist())) == 15
     chosen, narrow = metrics.narrowed(few, model.cfg.d_vocab_out)
     assert chosen.tolist() == [1, 2, 3, 5, 12]
     logits = model(tokens)[:, -2:-1]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from interp import HookedGPT, metrics
-from interp.interventions import Ablate, Edit, Patch, Site, Steer
+from interp.interventions import Ablate, Edit, Patch, Scale, Site, Steer
 from interp.patching import ablation, activation_patching, edge_patching, path_patching
 from interp.patching.engine import Base, Row
 from interp.patching.sweep import Sweep
@@ -37,6 +37,7 @@ def outer_edits(model: HookedGPT, mask: Tensor | None = None) -> list[Edit]:
         Steer(Site("resid_pre", last), torch.randn(width, generator=draw)),
         Patch(Site("z", 0, head=1, pos=-1), cache["z", 0]),
         Ablate(Site("mlp_out", last, pos=slice(2, 5))),
+        Scale(Site("post", 0, neuron=[1, 4], pos=[2, -1]), 2),
         Steer(Site("ln_final.hook_normalized", pos=5), torch.randn(width, generator=draw)),
         Steer(Site("ln_final.hook_normalized"), torch.randn(width, generator=draw), keep_norm=True),
     ]
