@@ -1,6 +1,21 @@
 """The feed-forward layer as a memory: what fires its keys, what its values write, and how both are changed."""
 
 from interp.memories.facts import knowledge_neurons, memory_attribution, memory_sites, scaled
+from interp.memories.insertion import Search, insert, key_covariance
 from interp.memories.updates import saturation, sub_updates
+from interp.memories.writing import Rewrite, edit_memory, report
 
-__all__ = ["knowledge_neurons", "memory_attribution", "memory_sites", "saturation", "scaled", "sub_updates"]
+__all__ = [
+    "Rewrite",
+    "Search",
+    "edit_memory",
+    "insert",
+    "key_covariance",
+    "knowledge_neurons",
+    "memory_attribution",
+    "memory_sites",
+    "report",
+    "saturation",
+    "scaled",
+    "sub_updates",
+]
