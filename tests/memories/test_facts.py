@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from interp import GPTConfig, HookedGPT, metrics
+from interp import GPTConfig, HookedGPT, metrics, zoo
 from interp.interventions import Ablate, Patch, Scale, Site, Steer
 from interp.memories import knowledge_neurons, memory_attribution, memory_sites, scaled
 from interp.results import labelled
@@ -88,6 +88,13 @@ def test_answers_positions_and_layers_are_what_was_asked_for() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_half_precision_gives_what_single_does_up_to_its_rounding() -> None:
+    model = variant("llama")
+    found = memory_attribution(model, some_tokens(), 4)
+    half = memory_attribution(model.to(torch.bfloat16), some_tokens(), 4)
+    close(half, torch.from_numpy(found.to_numpy()), 0.1 * float(abs(found).max()))
+
+
 def test_edits_in_force_act_on_every_run() -> None:
     model = variant("neox", torch.float64)
     others = model.run_with_cache(some_tokens().roll(1, 0))[1]
@@ -123,6 +130,24 @@ def test_the_planted_memory_of_a_fact_is_found_and_is_its_cause(fact: int) -> No
     for other in set(range(8)) - {fact}:
         unrelated = scaled(model, [neuron], paraphrases(other), metrics.log_prob(model, FACTS[other][2]))
         close(unrelated, torch.from_numpy(np.stack([unrelated.base.to_numpy()] * 2)), 1e-6)
+
+
+@pytest.mark.slow
+def test_in_a_trained_model_a_facts_memories_move_it_and_little_else() -> None:
+    model = HookedGPT.from_pretrained("stdlib-4l")
+    prompts = ["import os\nimport sys\n\nos.", "import os\n\ndef f():\n    return os.", "x = os."]
+    found = memory_attribution(model, prompts, "path", progress=False)
+    assert found.attrs["completeness_error"] < 1e-3
+    neurons = knowledge_neurons(found, share=0.5).memory.values
+    assert 5 < len(neurons) < 100
+    related = ["import os, re\n\nprint(os.", "    if os."]
+    for some in (prompts, related):
+        moved = scaled(model, neurons, some, metrics.log_prob(model, "path"))
+        assert (moved.sel(factor=0) < moved.base - 0.2).all()
+        assert (moved.sel(factor=2) > moved.base + 0.1).all()
+    unrelated = [text[:400] for text in zoo.standard_library(split="held_out")[:4]]
+    loss = scaled(model, neurons, unrelated, metrics.loss(), pos=None)
+    assert (abs(loss - loss.base) < 0.05).all()
 
 
 def test_shared_memories_are_those_above_a_share_of_the_largest_in_enough_prompts() -> None:

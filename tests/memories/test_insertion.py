@@ -84,6 +84,15 @@ def test_the_model_then_says_what_the_search_saw(name: str) -> None:
     assert held.about["search_steps"] == 2
 
 
+def test_half_precision_is_written_and_undone_to_the_bit() -> None:
+    model, one = variant("sandwich", torch.bfloat16), some_tokens()[:1]
+    before, log_prob = bits(model), metrics.log_prob(model, 4)
+    covariance, first = key_covariance(model, some_tokens(), 1), metrics.measured(model, one, log_prob)
+    with insert(model, 1, one, 4, covariance=covariance, search=FREE):
+        assert metrics.measured(model, one, log_prob) > first + 0.5
+    assert not changed(model, before)
+
+
 def test_what_is_to_be_kept_holds_the_value_back() -> None:
     model, one = variant("gpt2", torch.float64), some_tokens()[:1]
     kept = some_tokens()[1:]
