@@ -8,7 +8,7 @@ import torch
 from interp import HookedGPT, heads
 from interp.heads import null as nulls
 from interp.heads import trials
-from interp.heads.scores import SCORES
+from interp.heads.scores import SCORES, _told_by_distance
 from interp.heads.weights import LayerHeads
 from tests.heads import literal
 from tests.variants import VARIANTS, some_tokens, variant
@@ -216,6 +216,13 @@ def test_a_habit_of_distance_explains_itself_and_nothing_more() -> None:
     assert found.sel(score="induction").to_numpy().flat[at] > 0.5
     explained = found.by_distance.sel(score="induction").to_numpy().flat[at]
     assert found.low.sel(score="induction").to_numpy().flat[at] - explained < found.null.sel(score="induction")
+
+
+def test_no_row_explains_itself() -> None:
+    habit = torch.tensor([[[[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, torch.nan, 0.5]]]], dtype=torch.float64)
+    distances = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, torch.nan]], dtype=torch.float64)
+    explained = _told_by_distance(habit, distances)
+    assert explained.item() == pytest.approx((0.0 + 0.25) / 2), "of row 0 none, of row 1 half of row 2's half"
 
 
 def test_what_cannot_be_measured_is_nan_and_bad_input_is_refused() -> None:
