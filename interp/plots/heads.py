@@ -47,6 +47,8 @@ def head_scores(
     drawn = drawn.rename(names[shown[0]] if len(shown) == 1 else "score")
     figure = heatmap(drawn.assign_attrs(kind=kind), x="head", y="layer", title=heading, theme=theme)
     _add_words(figure, of_each, [names[i] for i in shown])
+    for note, name in zip(figure.layout.annotations, names, strict=len(shown) > 1):  # type: ignore[arg-type]
+        note.text = plain(name)
     for i, found in enumerate(above):
         _add_dots(figure, found, i, len(above), theme)
     n_layers, n_heads = above[0].shape

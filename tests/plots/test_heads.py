@@ -41,9 +41,9 @@ def test_every_score_has_a_map_and_heads_above_its_threshold_have_dots() -> None
         n_above = sum(map(len, dots(figure)))
         assert f"dot: above the threshold ({n_above})" in figure.layout.title.subtitle.text
         assert [note.text for note in figure.layout.annotations] == [
-            "score previous",
-            "score<br>&lt;b&gt;&#36;x&#36;",
-            "score induction",
+            "previous",
+            "&lt;b&gt;&#36;x&#36;",
+            "induction",
         ]
         assert figure.layout.xaxis2.range == (-0.5, n + 0.5)
         assert figure.layout.yaxis2.range == (n - 0.5, -0.5)
