@@ -24,6 +24,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.bench.patching
 	$(BIN)/python -m tests.bench.lens
 	$(BIN)/python -m tests.bench.heads
+	$(BIN)/python -m tests.bench.memories
 	$(BIN)/python -m tests.bench.weights
 
 # torch first and pinned: asked for by range, it could arrive as another build, gigabytes larger.

@@ -2,12 +2,14 @@
 
 from interp.memories.facts import knowledge_neurons, memory_attribution, memory_sites, scaled
 from interp.memories.insertion import Search, insert, key_covariance
+from interp.memories.triggers import Triggers, triggers
 from interp.memories.updates import saturation, sub_updates
 from interp.memories.writing import Rewrite, edit_memory, report
 
 __all__ = [
     "Rewrite",
     "Search",
+    "Triggers",
     "edit_memory",
     "insert",
     "key_covariance",
@@ -18,4 +20,5 @@ __all__ = [
     "saturation",
     "scaled",
     "sub_updates",
+    "triggers",
 ]

@@ -1,0 +1,329 @@
+"""The largest coefficients of every key, kept while a corpus streams by (Geva et al., 2021).
+
+1. Of each row and key, the largest coefficient. Most are no larger than the least that the key keeps, and that is all.
+2. Where one is larger: at which position. Of a document, the largest alone, once all of the document was read.
+3. These join what the key keeps: of equal contexts the largest; of all the k largest; of equal values the first.
+
+A position's place, row * n_ctx + column, is its number in the corpus: by it, parts that were read apart are one again.
+Only what is above 0 counts. A context is the last tokens of the row, up to the position.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+BEFORE, AFTER = 24, 8  # tokens around a trigger that are kept
+_SAME = 8  # tokens that make two contexts the same
+_MIXER = 6364136223846793005  # odd: a polynomial in it, modulo 2^64, tells contexts apart
+_COMPACTED = 2**16  # kept contexts that are looked through for those that no key needs any more
+N_LEVELS, LOWEST = 32, -16  # a histogram's: sizes from 2**LOWEST on, each twice the one before
+
+State = dict[str, Tensor]
+Coefficients = Float[Tensor, "row pos key"]
+Candidates = tuple[Float[Tensor, "key candidate"], Int[Tensor, "key candidate"], Int[Tensor, "key candidate"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows of a corpus: tokens, which of them are real, and where they come from."""
+
+    tokens: Int[Tensor, "row pos"]
+    real: Bool[Tensor, "row pos"]
+    place: Int[Tensor, "row pos"]
+    document: Int[Tensor, " row"]
+    start: Int[Tensor, " row"]
+
+    @cached_property
+    def is_whole(self) -> bool:
+        return bool(self.real.all())
+
+    @cached_property
+    def context(self) -> Int[Tensor, "row pos"]:
+        """A number that two positions share if their last tokens are the same."""
+        seen = F.pad((self.tokens + 1) * self.real, (_SAME - 1, 0))
+        found = torch.zeros_like(self.tokens)
+        for each in seen.unfold(1, _SAME, 1).unbind(-1):
+            found = found * _MIXER + each
+        return found
+
+    @cached_property
+    def group(self) -> Int[Tensor, " row"]:
+        """The number of a row's document among those of the batch."""
+        return F.pad((self.document[1:] != self.document[:-1]).long(), (1, 0)).cumsum(0)
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(x.to(device) for x in (self.tokens, self.real, self.place, self.document, self.start)))
+
+
+class Largest:
+    """The k largest coefficients of every key: `value`, `place`, `context` [layer key rank], 0 and -1 where none is.
+
+    With `by_document`, a document gives its largest alone, and of equal contexts one is kept; it must have been read
+    to its end before it counts, so parts that are merged may not share one.
+    """
+
+    def __init__(self, n_layers: int, n_keys: int, k: int, by_document: bool, device: torch.device) -> None:
+        self.k, self.by_document = k, by_document
+        self.value = torch.zeros(n_layers, n_keys, k, device=device)
+        self.place = torch.full((n_layers, n_keys, k), -1, device=device)
+        self.context = torch.zeros_like(self.place)
+        self.document = torch.tensor(-1)  # the one that is being read, and its largest so far [layer key]
+        self.own_value = torch.zeros(n_layers, n_keys, device=device)
+        self.own_place = torch.full((n_layers, n_keys), -1, device=device)
+        self.own_context = torch.zeros_like(self.own_place)
+
+    def add(self, layer: int, x: Coefficients, batch: Batch) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
+        """Take in what a layer's keys are in a batch; the rows and columns that may be kept."""
+        highest = x.amax(1)
+        if not highest.isfinite().all():
+            raise ValueError(f"coefficients are NaN or infinite: key {int((~highest.isfinite()).any(0).nonzero()[0])}")
+        if self.by_document:
+            return self._add_documents(layer, x, highest, batch)
+        row, key = (highest > self.value[layer, :, -1]).nonzero(as_tuple=True)
+        n_pos = x.shape[1]
+        shape = x.shape[2], x.shape[0], min(self.k, n_pos)
+        back = torch.arange(n_pos - 1, -1, -1, device=x.device)
+        # A positive float's bits are in the order of its value; the position behind them decides between equals.
+        bits = x[row, :, key].clamp(min=0).view(torch.int32).long() << 32 | back
+        top = bits.topk(shape[2], -1).values
+        column = n_pos - 1 - (top & 0xFFFFFFFF)
+        value, place = x.new_zeros(shape), torch.full(shape, -1, device=x.device)
+        value[key, row] = (top >> 32).int().view(torch.float32)
+        place[key, row] = batch.place[row[:, None], column]
+        self._join(layer, value.flatten(1), place.flatten(1), torch.zeros_like(place).flatten(1))
+        return row[:, None].expand_as(column).flatten(), column.flatten()
+
+    def _add_documents(
+        self, layer: int, x: Coefficients, highest: Float[Tensor, "row key"], batch: Batch
+    ) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
+        group = batch.group
+        goes_on = int(batch.document[0]) == int(self.document)
+        n_groups = int(group[-1]) + 1
+        best = highest.new_zeros(n_groups, highest.shape[1])
+        best.scatter_reduce_(0, group[:, None].expand_as(highest), highest, "amax")
+        wins = (highest == best[group]) & (highest > self.value[layer, :, -1])
+        if goes_on:
+            wins &= (highest > self.own_value[layer]) | (group > 0)[:, None]
+        nth = wins.cumsum(0)
+        before = (nth - wins.long())[torch.searchsorted(group, torch.arange(n_groups, device=group.device))]
+        row, key = (wins & (nth - before[group] == 1)).nonzero(as_tuple=True)
+        column = x[row, :, key].argmax(-1)  # of equals the first
+        shape = x.shape[2], n_groups + (not goes_on)
+        value, place = x.new_zeros(shape), torch.full(shape, -1, device=x.device)
+        context = torch.zeros_like(place)
+        value[:, 0], place[:, 0] = self.own_value[layer], self.own_place[layer]
+        context[:, 0] = self.own_context[layer]
+        at = group[row] + (not goes_on)
+        value[key, at], place[key, at] = highest[row, key], batch.place[row, column]
+        context[key, at] = batch.context[row, column]
+        self.own_value[layer], self.own_place[layer] = value[:, -1], place[:, -1]
+        self.own_context[layer] = context[:, -1]
+        self._join(layer, value[:, :-1], place[:, :-1], context[:, :-1])
+        return row, column
+
+    def end_batch(self, batch: Batch) -> None:
+        """All layers have taken in the batch."""
+        self.document = batch.document[-1].cpu()
+
+    def end(self) -> None:
+        """The corpus is read: so is the last document."""
+        for layer in range(len(self.value)):
+            own = (self.own_value[layer], self.own_place[layer], self.own_context[layer])
+            self._join(layer, *(x[:, None] for x in own))
+        self.own_value.zero_()
+        self.own_place.fill_(-1)
+        self.own_context.zero_()
+
+    def merge(self, other: "Largest") -> None:
+        """Take in what was kept of another part of the corpus. Both parts have ended."""
+        for layer in range(len(self.value)):
+            parts = [
+                torch.cat((mine[layer], theirs[layer].to(mine)), 1)
+                for mine, theirs in (
+                    (self.place, other.place),
+                    (self.value, other.value),
+                    (self.context, other.context),
+                )
+            ]
+            order = parts[0].argsort(dim=1)
+            place, value, context = (x.gather(1, order) for x in parts)
+            self.value[layer], self.place[layer], self.context[layer] = self._best(value, place, context)
+
+    def _join(self, layer: int, *candidates: Tensor) -> None:
+        """Candidates [key candidate] stand later in the corpus than all that is kept, and in its order where equal."""
+        keys = (candidates[0] > self.value[layer, :, -1:]).any(1).nonzero()[:, 0]
+        kept = self.value[layer], self.place[layer], self.context[layer]
+        joined = [torch.cat((x[keys], new[keys]), 1) for x, new in zip(kept, candidates, strict=True)]
+        for x, best in zip(kept, self._best(*joined), strict=True):
+            x[keys] = best
+
+    def _best(self, value: Tensor, place: Tensor, context: Tensor) -> Candidates:
+        if self.by_document:
+            first = torch.ones(value.shape[1], value.shape[1], dtype=torch.bool, device=value.device).triu(1)
+            one, other = value[:, :, None], value[:, None]
+            is_before = (one > other) | ((one == other) & first)
+            is_same = context[:, :, None] == context[:, None]
+            value = value.masked_fill((is_same & is_before & (one > 0)).any(1), 0)
+        order = value.sort(dim=1, descending=True, stable=True).indices[:, : self.k]
+        value, place, context = (x.gather(1, order) for x in (value, place, context))
+        return value, place.masked_fill(value == 0, -1), context.masked_fill(value == 0, 0)
+
+    def state(self) -> State:
+        names = ("value", "place", "context", "document", "own_value", "own_place", "own_context")
+        return {name: getattr(self, name) for name in names}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        for name, held in self.state().items():
+            setattr(self, name, state[name].to(held, copy=True))
+
+
+class Contexts:
+    """The tokens around positions, in the order of the corpus."""
+
+    _FIELDS = ("place", "document", "pos", "window")
+
+    def __init__(self) -> None:
+        width = BEFORE + 1 + AFTER
+        none = torch.empty(0, dtype=torch.long)
+        self._parts: list[list[Tensor]] = [[none, none, none, torch.empty(0, width, dtype=torch.int32)]]
+        self._limit = _COMPACTED
+
+    def __len__(self) -> int:
+        return sum(len(part[0]) for part in self._parts)
+
+    @property
+    def is_large(self) -> bool:
+        return len(self) > self._limit
+
+    def add(self, batch: Batch, wanted: Bool[Tensor, "row pos"]) -> None:
+        """Note the positions of a batch that are wanted."""
+        row, column = wanted.nonzero(as_tuple=True)
+        around = F.pad(batch.tokens.masked_fill(~batch.real, -1), (BEFORE, AFTER), value=-1)
+        window = around.unfold(1, BEFORE + 1 + AFTER, 1)[row, column].int()
+        self._parts.append([batch.place[row, column], batch.document[row], batch.start[row] + column, window])
+
+    def keep(self, places: Int[Tensor, " place"]) -> None:
+        """Forget all but these places."""
+        held = self.state()
+        at = torch.searchsorted(held["place"], places)
+        self._parts = [[held[name][at] for name in self._FIELDS]]
+        self._limit = max(_COMPACTED, 2 * len(self))
+
+    def merge(self, other: "Contexts") -> None:
+        """Take in those of another part of the corpus."""
+        self._parts += other._parts
+        order = self.state()["place"].argsort()
+        self._parts = [[x[order] for x in self.state().values()]]
+
+    def state(self) -> State:
+        return dict(zip(self._FIELDS, map(torch.cat, zip(*self._parts, strict=True)), strict=True))
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self._parts = [[state[name].clone() for name in self._FIELDS]]
+
+
+class Reservoir:
+    """All coefficients at n positions of the corpus, drawn without regard to them: in float16, [position layer key].
+
+    Every place has a number that the seed gives it, and the n least are kept: however the corpus is cut.
+    """
+
+    def __init__(self, n: int, n_layers: int, n_keys: int, seed: int, device: torch.device) -> None:
+        self.n, self.seed = n, seed
+        self.drawn = np.empty(0, np.uint64)
+        self.place = torch.empty(0, dtype=torch.long)
+        self.coefficients = torch.zeros(n, n_layers, n_keys, dtype=torch.float16, device=device)
+        self._new: tuple[Tensor, Tensor, Tensor] = (self.place, self.place, self.place)
+
+    def draw(self, batch: Batch) -> Bool[Tensor, "row pos"]:
+        """Which positions of a batch are kept, until others are."""
+        drawn = _drawn(batch.place.numpy(), self.seed)
+        drawn[~batch.real.numpy()] = np.iinfo(np.uint64).max
+        every = np.concatenate((self.drawn, drawn.ravel()))
+        n_held, n = len(self.drawn), min(self.n, len(self.drawn) + int(batch.real.sum()))
+        best = np.argpartition(every, n - 1)[:n]
+        new = np.sort(best[best >= n_held])
+        free = np.setdiff1d(np.arange(n), best[best < n_held])
+        slots = torch.from_numpy(free)
+        row, column = (torch.from_numpy(x) for x in np.unravel_index(new - n_held, drawn.shape))
+        self.drawn, self.place = (
+            np.concatenate((self.drawn, np.zeros(n - n_held, np.uint64))),
+            torch.cat((self.place, self.place.new_zeros(n - n_held))),
+        )
+        self.drawn[free], self.place[slots] = every[new], batch.place[row, column]
+        device = self.coefficients.device
+        self._new = slots.to(device), row.to(device), column.to(device)
+        wanted = torch.zeros_like(batch.real)
+        wanted[row, column] = True
+        return wanted
+
+    def add(self, layer: int, x: Coefficients) -> None:
+        """Take in what a layer's keys are in the batch that was drawn from."""
+        slots, row, column = self._new
+        if len(slots):
+            self.coefficients[slots, layer] = x[row, column].clamp(-65504, 65504).half()
+
+    def merge(self, other: "Reservoir") -> None:
+        """Take in that of another part of the corpus."""
+        drawn = np.concatenate((self.drawn, other.drawn))
+        best = torch.from_numpy(np.argsort(drawn)[: self.n])
+        self.place = torch.cat((self.place, other.place))[best]
+        held = [each.coefficients[: len(each.drawn)].to(self.coefficients) for each in (self, other)]
+        self.coefficients[: len(best)] = torch.cat(held)[best.to(self.coefficients.device)]
+        self.drawn = drawn[best.numpy()]
+
+    def state(self) -> State:
+        n = len(self.place)
+        return {"sampled": self.place, "sample": self.coefficients[:n]}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self.place = state["sampled"].clone()
+        self.drawn = _drawn(self.place.numpy(), self.seed)
+        self.coefficients[: len(self.place)] = state["sample"].to(self.coefficients)
+
+
+def _drawn(place: np.ndarray, seed: int) -> np.ndarray:
+    """A number for each place that looks like chance (splitmix64, Steele et al., 2014): no two have the same."""
+    with np.errstate(over="ignore"):
+        z = place.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed * 0xD1342543DE82EF95 % 2**64)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+class Histogram:
+    """How many coefficients of each key are of which size: `counts` [layer key sign level].
+
+    Signs are positive and negative. Level i of N_LEVELS has sizes from 2**(LOWEST + i) up to twice that; the first
+    takes in all that are smaller, zeros among them, the last all that are larger.
+    """
+
+    def __init__(self, n_layers: int, n_keys: int, device: torch.device) -> None:
+        self.counts = torch.zeros(n_layers, n_keys, 2, N_LEVELS, dtype=torch.long, device=device)
+        self._first = torch.arange(n_keys, device=device, dtype=torch.int32) * 512
+        exponents = torch.arange(512, device=device)
+        self._level = (exponents % 256 - 127 - LOWEST).clamp(0, N_LEVELS - 1) + N_LEVELS * (exponents // 256)
+
+    def add(self, layer: int, x: Float[Tensor, "*row key"]) -> None:
+        """Count what a layer's keys are."""
+        bin_ = (x.view(torch.int32) >> 23 & 511).add_(self._first).flatten().long()  # the bits of sign and exponent
+        found = torch.zeros(len(self._first) * 512, device=x.device)  # in float32 much faster, and exact to 2**24
+        found.scatter_add_(0, bin_, torch.ones(1, device=x.device).expand_as(bin_))
+        counts = self.counts[layer].flatten(1)
+        counts.index_add_(1, self._level, found.view(-1, 512).long())
+
+    def merge(self, other: "Histogram") -> None:
+        """Take in that of another part of the corpus."""
+        self.counts += other.counts.to(self.counts)
+
+    def state(self) -> State:
+        return {"counts": self.counts}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self.counts = state["counts"].to(self.counts, copy=True)

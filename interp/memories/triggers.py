@@ -1,0 +1,441 @@
+"""What fires each key: the positions of a corpus where its coefficient is largest (Geva et al., 2021)."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from interp.hooks import HookPoint
+from interp.loading.files import open_safetensors, replacing
+from interp.memories.scan import BEFORE, Batch, Contexts, Histogram, Largest, Reservoir, State
+from interp.model import HookedGPT
+from interp.passages import Corpus, Passage, passages
+from interp.results import token_texts
+from interp.weights.stream import checked_index
+
+if TYPE_CHECKING:
+    from xarray import Dataset
+else:
+    Dataset = Any
+
+_FORMAT = {"format": "interp triggers", "version": 1}
+_FILE, _UNFINISHED = "triggers.safetensors", "unfinished"
+_EVERY = 20.0  # seconds between two saved states
+_ANOTHER_CORPUS = (
+    "the folder belongs to a scan of another corpus: give the one that it was begun with, or another folder"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Triggers:
+    """What a scan found. `found[layer, neuron]` is one key's triggers, `found.table()` those of all keys.
+
+    `value` [layer neuron rank] are the coefficients, 0 where a key has fewer triggers; the `window` of each, the tokens
+    around it, is found by `at`. `sample` [position layer neuron] has all coefficients at random positions, and `counts`
+    [layer neuron sign level] say how many there are of which size (`scan.Histogram`). `about` says of what all this is.
+    """
+
+    about: dict[str, Any]
+    tensors: State
+    model: HookedGPT | None = None
+
+    @property
+    def layers(self) -> list[int]:
+        return self.about["layers"]
+
+    @property
+    def value(self) -> Float[Tensor, "layer neuron rank"]:
+        return self.tensors["value"]
+
+    @property
+    def at(self) -> Int[Tensor, "layer neuron rank"]:
+        """The row of `window` and its kin; -1 where there is no trigger."""
+        return self.tensors["at"]
+
+    @property
+    def window(self) -> Int[Tensor, "context around"]:
+        """The tokens around positions, each position's own at `scan.BEFORE`; -1 where the row has none."""
+        return self.tensors["window"]
+
+    @property
+    def sample(self) -> Float[Tensor, "position layer neuron"] | None:
+        return self.tensors.get("sample")
+
+    @property
+    def counts(self) -> Int[Tensor, "layer neuron sign level"] | None:
+        return self.tensors.get("counts")
+
+    def tokens(self, offset: int = 0) -> Int[Tensor, "layer neuron rank"]:
+        """The tokens that keys fire on, or those so far behind them; -1 where there is none."""
+        if not len(self.window):
+            return torch.full_like(self.at, -1)
+        return self.window[:, BEFORE + offset].long()[self.at].masked_fill(self.at < 0, -1)
+
+    def table(self) -> Dataset:
+        """All triggers, as an `xarray.Dataset` [layer neuron rank]: value, document, pos, token and the next one, -1
+        where there is none."""
+        from xarray import Dataset
+
+        found = {"value": self.value, "token_id": self.tokens(), "next_id": self.tokens(1)}
+        for name in ("document", "pos"):
+            held = self.tensors[name]
+            found[name] = (held[self.at] if len(held) else self.at).masked_fill(self.at < 0, -1)
+        n_neurons, n_ranks = self.value.shape[1:]
+        coords = {"layer": self.layers, "neuron": range(n_neurons), "rank": range(n_ranks)}
+        return Dataset({name: (list(coords), x.numpy()) for name, x in found.items()}, coords, self._attrs())
+
+    def __getitem__(self, key: tuple[int, int]) -> Dataset:
+        """The triggers of one key, the strongest first: an `xarray.Dataset` [rank].
+
+        Of each its value, document, position in it, the token that the key fires on, the text before that and after
+        it, and the next token.
+        """
+        from xarray import Dataset
+
+        layer, neuron = key
+        if layer not in self.layers or not 0 <= neuron < self.value.shape[1]:
+            raise KeyError(f"no key {key!r}: layers are {self.layers}, neurons 0 to {self.value.shape[1] - 1}")
+        here = self.layers.index(layer), neuron
+        at = self.at[here][self.at[here] >= 0]
+        window = self.window[at]
+        found: dict[str, Any] = {
+            "value": self.value[here][: len(at)].numpy(),
+            "document": self.tensors["document"][at].numpy(),
+            "pos": self.tensors["pos"][at].numpy(),
+            "token_id": window[:, BEFORE].numpy(),
+            "before": self._texts(window[:, :BEFORE]),
+            "token": self._texts(window[:, BEFORE : BEFORE + 1]),
+            "after": self._texts(window[:, BEFORE + 1 :]),
+            "next_token": self._texts(window[:, BEFORE + 1 : BEFORE + 2]),
+        }
+        attrs = self._attrs() | {"layer": layer, "neuron": neuron}
+        return Dataset({name: ("rank", x) for name, x in found.items()}, {"rank": range(len(at))}, attrs)
+
+    def _texts(self, windows: Int[Tensor, "rank around"]) -> np.ndarray:
+        rows = [[token for token in row if token >= 0] for row in windows.tolist()]
+        if self.model is None or self.model.tokenizer is None:
+            texts = [" ".join(map(str, row)) for row in rows]
+        else:
+            texts = ["".join(token_texts(self.model, torch.tensor(row, dtype=torch.long))) for row in rows]
+        return np.array(texts, dtype=object)
+
+    def _attrs(self) -> dict[str, Any]:
+        kept = ("model", "per", "sign", "rows", "tokens", "documents", "corpus")
+        return {"method": "trigger examples"} | {name: self.about[name] for name in kept}
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write all of it to a folder: a safetensors file, which has in its header what `triggers.json` shows."""
+        _write(Path(folder), _FILE, self.tensors, self.about)
+        (Path(folder) / "triggers.json").write_text(json.dumps(self.about, indent=1))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], model: HookedGPT | None = None) -> "Triggers":
+        """What a scan left in a folder, memory-mapped. With the model that was scanned, tokens are told as texts."""
+        file = Path(folder) / _FILE
+        if not file.is_file():
+            begun = " (the scan that it holds has not ended)" if _parts(Path(folder)) else ""
+            raise FileNotFoundError(f"no file {file}{begun}")
+        about, tensors = _read(file)
+        if model is not None and about["model"] != model.fingerprint():
+            raise ValueError(f"{folder} is of another model, {about['model']}; this one is {model.fingerprint()}")
+        return cls(about, tensors, model)
+
+
+@torch.no_grad()
+def triggers(
+    model: HookedGPT,
+    corpus: Corpus,
+    layer: int | Sequence[int] | None = None,
+    top: int = 20,
+    *,
+    per: Literal["document", "position"] = "document",
+    sign: Literal[1, -1] = 1,
+    n_ctx: int | None = None,
+    batch_size: int = 8,
+    max_tokens: int | None = None,
+    reservoir: int = 2_000,
+    histogram: bool = True,
+    seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Triggers:
+    """The `top` positions of a corpus (see `interp.passages`) that fire each key of a layer, several, or all.
+
+    A document counts once, by its largest coefficient, and contexts of the same last 8 tokens once; with
+    `per="position"` every position counts. Only coefficients above 0 do; with `sign=-1`, only those below, negated.
+    Beside that, all coefficients at `reservoir` random positions, and a histogram of each key. Beginning-of-text tokens
+    put before the rows are left out. Memory does not grow with the corpus.
+
+    With `folder`, what was read is saved from time to time; after a kill, the same call on the same corpus goes on
+    there. Processes of a `torch.distributed` group share the corpus, a document (or with "position", a row) each in
+    turn, and each of them returns what one alone would.
+    """
+    layers = _layers(model, layer)
+    if per not in ("document", "position"):
+        raise ValueError(f"per={per!r}; allowed: 'document', 'position'")
+    if sign not in (1, -1):
+        raise ValueError(f"sign={sign!r}; allowed: 1 (coefficients above 0), -1 (below)")
+    if top < 1 or reservoir < 0:
+        raise ValueError(f"top={top} must be at least 1, and reservoir={reservoir} at least 0")
+    if folder is not None and model.is_observed():
+        raise ValueError("folder= is for the model as it is: what hooks or edits around the scan do is not known later")
+    width = model.cfg.n_ctx if n_ctx is None else n_ctx
+    about = _FORMAT | {"model": model.fingerprint(), "layers": layers, "top": top, "per": per, "sign": sign}
+    about |= {"n_ctx": width, "max_tokens": max_tokens, "reservoir": reservoir, "histogram": histogram, "seed": seed}
+    rank, size = (dist.get_rank(), dist.get_world_size()) if _is_shared() else (0, 1)
+    scan = _Scan(model, about, _n_bos(model, corpus), rank, size)
+    kept = None if folder is None else _Folder(Path(folder), about, rank, size)
+    failure: Exception | None = None
+    try:
+        read = passages(model, corpus, width, batch_size * size, max_tokens)
+        found = scan.run(read, kept, max_tokens, progress and rank == 0)
+    except Exception as error:
+        failure, found = error, None
+    if size > 1 and found is None:
+        scan.gather(failure)
+    if failure is not None:
+        raise failure
+    if found is None:
+        found = Triggers(*scan.result(), model)
+        if kept is not None and rank == 0:
+            found.save(kept.folder)
+            kept.clear()
+    return found
+
+
+class _Scan:
+    """The reading of a corpus, and what has come of it."""
+
+    def __init__(self, model: HookedGPT, about: dict[str, Any], n_bos: int, rank: int, size: int) -> None:
+        self.model, self.about, self.n_bos, self.rank, self.size = model, about, n_bos, rank, size
+        self.layers: list[int] = about["layers"]
+        self.by_document = about["per"] == "document"
+        shape = len(self.layers), model.cfg.d_mlp
+        self.largest = Largest(*shape, about["top"], self.by_document, model.device)
+        self.contexts = Contexts()
+        n = about["reservoir"]
+        self.reservoir = Reservoir(n, *shape, about["seed"], model.device) if n else None
+        self.histogram = Histogram(*shape, model.device) if about["histogram"] else None
+        self.read = {"rows": 0, "tokens": 0, "documents": 0, "corpus": ""}
+
+    @property
+    def _parts(self) -> list[Largest | Contexts | Reservoir | Histogram]:
+        return [each for each in (self.largest, self.contexts, self.reservoir, self.histogram) if each is not None]
+
+    def run(
+        self, read: Iterator[Passage], kept: "_Folder | None", max_tokens: int | None, progress: bool
+    ) -> Triggers | None:
+        """Read on from where the folder was left, to the end. What the folder has, if it was the end already."""
+        done, finished = (None, None) if kept is None else kept.open(self)
+        last = time.monotonic()
+        with tqdm(total=max_tokens, desc="triggers", unit=" tokens", delay=1.0, disable=not progress) as bar:
+            for passage in read:
+                own, n_tokens = self._counted(passage, done)
+                if finished is None and own:
+                    self._take(passage, own)
+                    if self.contexts.is_large:
+                        self._forget()
+                bar.update(n_tokens)
+                if kept is not None and finished is None and own and time.monotonic() - last >= _EVERY:
+                    kept.save(self)
+                    last = time.monotonic()
+        if done is not None and (self.read["rows"] < done["rows"] or (finished and self.read["rows"] > done["rows"])):
+            raise ValueError(_ANOTHER_CORPUS)
+        if finished is None:
+            self.largest.end()
+            self._forget()
+            return None
+        return Triggers(finished[0], finished[1], self.model)
+
+    def _counted(self, passage: Passage, done: dict[str, Any] | None) -> tuple[list[tuple[int, int]], int]:
+        """Go past the rows of a passage: which are to be read here, with their numbers; and how many tokens it has."""
+        own, n_tokens = [], 0
+        for i, (tokens, mask) in enumerate(zip(passage.tokens, passage.mask, strict=True)):
+            number, document = self.read["rows"], int(passage.document[i])
+            ids = tokens[mask].numpy().astype("<i8")
+            self.read["corpus"] = hashlib.sha256(
+                self.read["corpus"].encode() + f" {document} ".encode() + ids.tobytes()
+            ).hexdigest()
+            n_tokens += len(ids) - self.n_bos
+            self.read["rows"], self.read["documents"] = number + 1, document + 1
+            if done is not None and number + 1 == done["rows"] and self.read["corpus"] != done["corpus"]:
+                raise ValueError(_ANOTHER_CORPUS)
+            is_own = (document if self.by_document else number) % self.size == self.rank
+            if is_own and (done is None or number >= done["rows"]):
+                own.append((i, number))
+        self.read["tokens"] += n_tokens
+        return own, n_tokens
+
+    def _take(self, passage: Passage, own: list[tuple[int, int]]) -> None:
+        rows, numbers = (torch.tensor(each) for each in zip(*own, strict=True))
+        mask = passage.mask[rows]
+        width = int(mask.sum(1).max())
+        tokens, mask = passage.tokens[rows, :width], mask[:, :width]
+        inner = tokens[:, self.n_bos :]
+        place = numbers[:, None] * self.about["n_ctx"] + torch.arange(inner.shape[1])
+        batch = Batch(inner, mask[:, self.n_bos :], place, passage.document[rows], passage.start[rows])
+        here, device = batch.to(self.model.device), self.model.device
+        wanted = torch.zeros_like(batch.real) if self.reservoir is None else self.reservoir.draw(batch)
+        found = torch.zeros_like(here.real)
+        blank = None if batch.is_whole else ~here.real[..., None]
+
+        def take(x: Tensor, point: HookPoint) -> None:
+            layer, x = self.layers.index(point.layer()), x.float()[:, self.n_bos :]
+            if self.reservoir is not None:
+                self.reservoir.add(layer, x)
+            if self.histogram is not None:
+                self.histogram.add(layer, x if blank is None else x[here.real])
+            signed = x if self.about["sign"] == 1 else -x
+            found[self.largest.add(layer, signed if blank is None else signed.masked_fill(blank, 0), here)] = True
+
+        points = [f"blocks.{layer}.mlp.hook_post" for layer in self.layers]
+        with self.model.recording(points, take):
+            self.model(
+                tokens.to(device),
+                return_type=None,
+                attention_mask=None if mask.all() else mask.to(device),
+                stop_at_layer=max(self.layers) + 1,
+            )
+        self.largest.end_batch(batch)
+        self.contexts.add(batch, wanted | found.cpu())
+
+    def _forget(self) -> None:
+        """Contexts that no key needs any more."""
+        places = [self.largest.place.flatten(), self.largest.own_place.flatten()]
+        if self.reservoir is not None:
+            places.append(self.reservoir.place.to(self.largest.place.device))
+        needed = torch.cat(places).unique().cpu()
+        self.contexts.keep(needed[needed >= 0])
+
+    def gather(self, failure: Exception | None) -> None:
+        """What all processes have found; if one of them failed, all do."""
+        mine = None if failure else [{name: x.cpu() for name, x in part.state().items()} for part in self._parts]
+        every: list[Any] = [None] * self.size
+        dist.all_gather_object(every, mine)
+        if failure is not None:
+            return
+        if any(each is None for each in every):
+            raise RuntimeError("the scan failed in another process, which says why")
+        for number, states in enumerate(every):
+            other = self if number == 0 else _Scan(self.model, self.about, self.n_bos, self.rank, self.size)
+            for part, whole, state in zip(other._parts, self._parts, states, strict=True):
+                part.load(state)
+                if number:
+                    whole.merge(part)  # type: ignore[arg-type]
+        self._forget()
+
+    def result(self) -> tuple[dict[str, Any], State]:
+        """What is to be said of it, and the tensors of `Triggers`."""
+        contexts = self.contexts.state()
+        place = self.largest.place.cpu()
+        at = torch.searchsorted(contexts["place"], place).masked_fill(place < 0, -1)
+        tensors = {name: contexts[name] for name in ("document", "pos", "window")}
+        tensors |= {"value": self.largest.value.cpu(), "at": at}
+        if self.reservoir is not None:
+            order = self.reservoir.place.argsort()
+            tensors["sampled"] = torch.searchsorted(contexts["place"], self.reservoir.place[order])
+            tensors["sample"] = self.reservoir.state()["sample"].cpu()[order]
+        if self.histogram is not None:
+            tensors["counts"] = self.histogram.counts.cpu()
+        return self.about | self.read, tensors
+
+    def state(self) -> State:
+        return {f"{type(part).__name__}.{name}": x for part in self._parts for name, x in part.state().items()}
+
+    def load(self, state: State) -> None:
+        for part in self._parts:
+            name = f"{type(part).__name__}."
+            part.load({key.removeprefix(name): x for key, x in state.items() if key.startswith(name)})
+
+
+class _Folder:
+    """Where a scan is kept: the state of one that goes on, or the result of one that has ended."""
+
+    def __init__(self, folder: Path, about: dict[str, Any], rank: int, size: int) -> None:
+        self.folder, self.about, self.size = folder, about, size
+        self.unfinished = f"{_UNFINISHED}-{rank + 1}-of-{size}.safetensors"
+
+    def open(self, scan: _Scan) -> tuple[dict[str, Any] | None, tuple[dict[str, Any], State] | None]:
+        """How far it was read, and what it found if that was all. The scan takes up what was not finished."""
+        if (self.folder / _FILE).is_file():
+            about, tensors = _read(self.folder / _FILE)
+            self._check(about)
+            return about, (about, tensors)
+        begun = _parts(self.folder)
+        if others := [name for name in begun if not name.endswith(f"-of-{self.size}.safetensors")]:
+            raise ValueError(f"{self.folder} was begun by another number of processes: {others}; here are {self.size}")
+        if self.unfinished not in begun:
+            return None, None
+        about, state = _read(self.folder / self.unfinished)
+        self._check(about)
+        scan.load(state)
+        return about, None
+
+    def _check(self, found: dict[str, Any]) -> None:
+        differ = [f"{key} (there {found.get(key)!r})" for key, value in self.about.items() if found.get(key) != value]
+        if differ:
+            raise ValueError(
+                f"{self.folder} belongs to another scan: not the same {', '.join(differ)}; give what it was begun "
+                "with, or another folder"
+            )
+
+    def save(self, scan: _Scan) -> None:
+        """The state of a scan that goes on."""
+        _write(self.folder, self.unfinished, scan.state(), self.about | scan.read)
+
+    def clear(self) -> None:
+        """The result is there: what led to it is not needed any more."""
+        for name in _parts(self.folder):
+            (self.folder / name).unlink()
+
+
+def _layers(model: HookedGPT, layer: int | Sequence[int] | None) -> list[int]:
+    if model.cfg.attn_only:
+        raise ValueError("attn_only=True: the model has no MLP in any layer, and so no keys")
+    given = range(model.cfg.n_layers) if layer is None else [layer] if isinstance(layer, int) else layer
+    if not len(given):
+        raise ValueError("no layer was given")
+    return sorted({checked_index(model, "layer", each) for each in given})
+
+
+def _n_bos(model: HookedGPT, corpus: Corpus) -> int:
+    """How many tokens `passages` puts before each row."""
+    is_rows = isinstance(corpus, np.ndarray | Tensor) and corpus.ndim == 2
+    return 0 if is_rows or model.tokenizer is None else len(model.bos_tokens())
+
+
+def _is_shared() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _parts(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.glob(f"{_UNFINISHED}-*.safetensors"))
+
+
+def _write(folder: Path, name: str, tensors: State, about: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / name) as unfinished:
+        save_file({key: x.cpu().contiguous() for key, x in tensors.items()}, unfinished, {"interp": json.dumps(about)})
+
+
+def _read(file: Path) -> tuple[dict[str, Any], State]:
+    opened = open_safetensors(file)
+    try:
+        about = json.loads((opened.metadata() or {})["interp"])
+    except (KeyError, ValueError):
+        raise ValueError(f"{file} holds no scan for triggers") from None
+    if any(about.get(key) != value for key, value in _FORMAT.items()):
+        raise ValueError(f"{file} holds no scan for triggers of version {_FORMAT['version']}")
+    return about, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
