@@ -4,21 +4,26 @@ from interp.memories.facts import knowledge_neurons, memory_attribution, memory_
 from interp.memories.insertion import Search, insert, key_covariance
 from interp.memories.triggers import Triggers, triggers
 from interp.memories.updates import saturation, sub_updates
+from interp.memories.values import agreement, key_statistics, promoted, suppressed
 from interp.memories.writing import Rewrite, edit_memory, report
 
 __all__ = [
     "Rewrite",
     "Search",
     "Triggers",
+    "agreement",
     "edit_memory",
     "insert",
     "key_covariance",
+    "key_statistics",
     "knowledge_neurons",
     "memory_attribution",
     "memory_sites",
+    "promoted",
     "report",
     "saturation",
     "scaled",
     "sub_updates",
+    "suppressed",
     "triggers",
 ]

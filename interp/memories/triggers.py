@@ -416,6 +416,12 @@ def _n_bos(model: HookedGPT, corpus: Corpus) -> int:
     return 0 if is_rows or model.tokenizer is None else len(model.bos_tokens())
 
 
+def check_of(model: HookedGPT, found: Triggers) -> None:
+    """Raise if a scan was of another model."""
+    if found.about["model"] != model.fingerprint():
+        raise ValueError(f"these triggers are of another model, {found.about['model']}, not {model.fingerprint()}")
+
+
 def _is_shared() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 

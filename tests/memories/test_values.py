@@ -1,0 +1,182 @@
+"""What values promote, and whether it follows what fires their keys."""
+
+from collections.abc import Callable
+from inspect import unwrap
+from typing import Any
+
+import pytest
+import torch
+
+from interp import HookedGPT
+from interp.memories import Triggers, agreement, key_statistics, promoted, suppressed, triggers
+from interp.memories.values import read_off
+from interp.zoo.planted import Planted, memories
+from interp.zoo.planted.memories import FACTS, Fact
+from tests.memories.scanned import model_of, scanned
+from tests.memories.test_triggers import MANY
+from tests.variants import variant
+
+NORMS = ["final", "gain", None]
+
+
+def followed(facts: tuple[Fact, ...], d_vocab: int, n: int = 400, n_pos: int = 12) -> torch.Tensor:
+    """Random rows in which every fact's a and b are followed by its c."""
+    draw = torch.Generator().manual_seed(0)
+    after = {(a, b): c for a, b, c in facts}
+    rows = torch.randint(0, d_vocab, (n, n_pos), generator=draw)
+    for i, row in enumerate(rows.tolist()):
+        for pos in range(2, n_pos):
+            row[pos] = after.get((row[pos - 2], row[pos - 1]), row[pos])
+        rows[i] = torch.tensor(row)
+    return rows
+
+
+def neuron_of(planted: Planted, fact: int) -> int:
+    return int(planted.roles[f"memory{fact}"].split("N")[1])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("of_model", [None, "RMS", "LN"])
+def test_every_planted_value_promotes_its_token(of_model: Any, norm: Any) -> None:
+    for facts, planted in (
+        (FACTS, memories(norm=of_model, distractor_neurons=3)),
+        (MANY, memories(MANY, d_vocab=20, norm=of_model, distractor_neurons=3)),
+    ):
+        every = promoted(planted.model, 0, k=3, norm=norm)
+        for i, (_, _, c) in enumerate(facts):
+            neuron = neuron_of(planted, i)
+            assert every.token_id[neuron, 0] == c
+            one = promoted(planted.model, 0, neuron, k=3, norm=norm)
+            assert one.token_id[0] == c
+            assert one.probability[0] > one.probability[1]
+            assert suppressed(planted.model, 0, neuron, k=1, norm=norm, sign=-1).token_id[0] == c
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gemma2", "sinusoidal"])
+@torch.no_grad()
+def test_probabilities_are_those_of_the_values_logits(name: str, norm: Any) -> None:
+    model = variant(name)
+    n = model.cfg.d_vocab_out
+    for layer, neuron in ((0, 3), (1, 16)):
+        block = model.blocks[layer]
+        v = block.mlp.W_out[neuron]
+        if name == "gemma2":
+            v = v * block.ln2_post.w  # type: ignore[attr-defined]
+        if norm == "final":
+            v = model.ln_final(v[None, None])[0, 0]
+        elif norm == "gain":
+            v = v - v.mean() if name in ("gpt2", "neox", "sinusoidal") else v
+            v = v if model.ln_final.w is None else v * model.ln_final.w  # type: ignore[union-attr]
+        wanted = (v @ model.W_U).softmax(-1).sort(descending=True)
+        up, down = (of(model, layer, neuron, n, norm=norm) for of in (promoted, suppressed))
+        torch.testing.assert_close(torch.from_numpy(up.probability.values), wanted.values, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(
+            torch.from_numpy(down.probability.values), wanted.values.flip(0), rtol=1e-4, atol=1e-7
+        )
+        assert up.token_id.values.tolist() == wanted.indices.tolist()
+        assert up.attrs["norm"] == str(norm)
+
+
+@pytest.mark.parametrize(("facts", "d_vocab"), [(FACTS, 8), (MANY, 20)])
+@pytest.mark.parametrize("norm", [None, "RMS"])
+def test_values_agree_where_their_token_follows_and_by_chance_once_shuffled(
+    facts: tuple[Fact, ...], d_vocab: int, norm: Any
+) -> None:
+    planted = memories(facts, d_vocab=d_vocab, norm=norm)
+    model, corpus = planted.model, followed(facts, d_vocab)
+    found = triggers(model, corpus, 0, progress=False)
+    result = agreement(model, found)
+    assert result.rate.item() == 1
+    assert result.n_keys.item() == len(facts)
+    assert (result.next_rank == 0).all()
+    assert result.median_rank.item() == 0
+    counts = torch.bincount(torch.tensor([c for _, _, c in facts])).double()
+    assert result.chance.item() == pytest.approx((counts.square().sum() / len(facts) ** 2).item())
+    rates = []
+    for seed in range(100):
+        order = torch.randperm(len(facts), generator=torch.Generator().manual_seed(seed))
+        twin = Triggers(found.about, found.tensors | {"at": found.at[:, order]}, model)
+        rates.append(agreement(model, twin).rate.item())
+    assert sum(rates) / 100 == pytest.approx(result.chance.item(), abs=0.04)
+
+
+def test_agreement_is_what_a_loop_over_keys_counts() -> None:
+    model = model_of("llama")
+    found = scanned(model)
+    result = agreement(model, found, norm=None)
+    table = found.table()
+    for layer in range(2):
+        n = agreed = 0
+        for neuron in range(model.cfg.d_mlp):
+            own = promoted(model, layer, neuron, model.cfg.d_vocab_out, norm=None).token_id.values.tolist()
+            after = next((token for token in table.next_id[layer, neuron].values.tolist() if token >= 0), -1)
+            assert result.token_id[layer, neuron] == own[0]
+            assert result.next_rank[layer, neuron] == (own.index(after) if after >= 0 else -1)
+            n, agreed = n + (after >= 0), agreed + (after == own[0])
+        assert result.n_keys[layer] == n
+        assert result.rate[layer] == pytest.approx(agreed / n)
+
+
+def test_the_values_of_negative_triggers_are_negated() -> None:
+    model = model_of("llama")
+    negative = agreement(model, scanned(model, sign=-1))
+    assert (negative.token_id == promoted(model, 1, 3, 1, sign=-1).token_id.item())[1, 3]
+
+
+def set_biases(model: HookedGPT, biases: dict[int, float]) -> HookedGPT:
+    with torch.no_grad():
+        for neuron, bias in biases.items():
+            b_in = model.blocks[1].mlp.b_in
+            assert b_in is not None
+            b_in[neuron] = bias
+    return model
+
+
+@pytest.mark.parametrize("act_fn", ["relu", "gelu"])
+def test_dead_and_dense_keys_are_told(act_fn: str) -> None:
+    model = set_biases(variant("gpt2", d_vocab=500, act_fn=act_fn), {3: -100.0, 5: 100.0})
+    found = key_statistics(model, scanned(model))
+    assert found.is_dead[1].values.nonzero()[0].tolist() == [3]
+    assert 5 in found.is_dense[1].values.nonzero()[0]
+    assert found.active[1, 5] == 1
+    assert found.active[1, 3] == 0
+    assert found.largest[1, 5] > 90
+
+
+@pytest.mark.parametrize("name", ["relu2", "llama", "gpt2"])
+def test_statistics_are_those_of_the_sample_and_the_weights(name: str) -> None:
+    model = model_of(name)
+    found = scanned(model)
+    result = key_statistics(model, found)
+    assert found.sample is not None
+    for layer, neuron in ((0, 0), (1, 7), (1, 16)):
+        m = found.sample[:, layer, neuron].float()
+        largest = float(found.value[layer, neuron, 0])
+        least = 0 if name == "relu2" else 0.1 * max(largest, m.abs().max().item())
+        one = result.isel(layer=layer, neuron=neuron)
+        assert one.active == pytest.approx((m > least).float().mean().item())
+        assert one.active_negative == pytest.approx((-m > least).float().mean().item())
+        mlp = model.blocks[layer].mlp
+        assert one.key_norm == pytest.approx(mlp.W_in[:, neuron].norm().item())
+        assert one.value_norm == pytest.approx(mlp.W_out[neuron].norm().item())
+        if name == "llama":
+            assert one.gate_norm == pytest.approx(mlp.W_gate[:, neuron].norm().item())  # type: ignore[attr-defined]
+
+
+BAD: list[tuple[Callable[[HookedGPT], Any], str]] = [
+    (lambda model: promoted(model, 2, 0), "layer=2"),
+    (lambda model: promoted(model, 0, 17), r"no such neurons: \[17\]"),
+    (lambda model: promoted(model, 0, []), "no neuron"),
+    (lambda model: promoted(model, 0, 0, k=14), "k=14"),
+    (lambda model: next(unwrap(read_off)(model, 0, "ln")), "norm='ln'; allowed"),
+    (lambda _: promoted(variant("attn_only"), 0, 0), "attn_only"),
+    (lambda model: agreement(model, scanned()), "of another model"),
+    (lambda model: key_statistics(model_of(), scanned(reservoir=0)), "needs a scan with a reservoir"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD)
+def test_what_cannot_be_read_is_refused(call: Callable[[HookedGPT], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(variant("gpt2"))
