@@ -2,6 +2,7 @@
 
 from interp.memories.facts import knowledge_neurons, memory_attribution, memory_sites, scaled
 from interp.memories.insertion import Search, insert, key_covariance
+from interp.memories.patterns import removal_test, shared_patterns
 from interp.memories.triggers import Triggers, triggers
 from interp.memories.updates import saturation, sub_updates
 from interp.memories.values import agreement, key_statistics, promoted, suppressed
@@ -20,9 +21,11 @@ __all__ = [
     "memory_attribution",
     "memory_sites",
     "promoted",
+    "removal_test",
     "report",
     "saturation",
     "scaled",
+    "shared_patterns",
     "sub_updates",
     "suppressed",
     "triggers",

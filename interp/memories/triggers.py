@@ -104,10 +104,7 @@ class Triggers:
         """
         from xarray import Dataset
 
-        layer, neuron = key
-        if layer not in self.layers or not 0 <= neuron < self.value.shape[1]:
-            raise KeyError(f"no key {key!r}: layers are {self.layers}, neurons 0 to {self.value.shape[1] - 1}")
-        here = self.layers.index(layer), neuron
+        here = self.place_of(*key)
         at = self.at[here][self.at[here] >= 0]
         window = self.window[at]
         found: dict[str, Any] = {
@@ -115,21 +112,31 @@ class Triggers:
             "document": self.tensors["document"][at].numpy(),
             "pos": self.tensors["pos"][at].numpy(),
             "token_id": window[:, BEFORE].numpy(),
-            "before": self._texts(window[:, :BEFORE]),
-            "token": self._texts(window[:, BEFORE : BEFORE + 1]),
-            "after": self._texts(window[:, BEFORE + 1 :]),
-            "next_token": self._texts(window[:, BEFORE + 1 : BEFORE + 2]),
+            "before": self._around(window[:, :BEFORE]),
+            "token": self._around(window[:, BEFORE : BEFORE + 1]),
+            "after": self._around(window[:, BEFORE + 1 :]),
+            "next_token": self._around(window[:, BEFORE + 1 : BEFORE + 2]),
         }
-        attrs = self._attrs() | {"layer": layer, "neuron": neuron}
+        attrs = self._attrs() | {"layer": key[0], "neuron": key[1]}
         return Dataset({name: ("rank", x) for name, x in found.items()}, {"rank": range(len(at))}, attrs)
 
-    def _texts(self, windows: Int[Tensor, "rank around"]) -> np.ndarray:
-        rows = [[token for token in row if token >= 0] for row in windows.tolist()]
+    def place_of(self, layer: int, neuron: int) -> tuple[int, int]:
+        """Where a key stands in the tensors."""
+        if layer not in self.layers or not 0 <= neuron < self.value.shape[1]:
+            there = f"layers are {self.layers}, neurons 0 to {self.value.shape[1] - 1}"
+            raise KeyError(f"no key {(layer, neuron)}: {there}")
+        return self.layers.index(layer), neuron
+
+    def texts(self, rows: list[list[int]]) -> np.ndarray:
+        """The text of each row of tokens; without a tokenizer, their ids."""
         if self.model is None or self.model.tokenizer is None:
             texts = [" ".join(map(str, row)) for row in rows]
         else:
             texts = ["".join(token_texts(self.model, torch.tensor(row, dtype=torch.long))) for row in rows]
         return np.array(texts, dtype=object)
+
+    def _around(self, windows: Int[Tensor, "rank around"]) -> np.ndarray:
+        return self.texts([[token for token in row if token >= 0] for row in windows.tolist()])
 
     def _attrs(self) -> dict[str, Any]:
         kept = ("model", "per", "sign", "rows", "tokens", "documents", "corpus")
@@ -194,8 +201,9 @@ def triggers(
     width = model.cfg.n_ctx if n_ctx is None else n_ctx
     about = _FORMAT | {"model": model.fingerprint(), "layers": layers, "top": top, "per": per, "sign": sign}
     about |= {"n_ctx": width, "max_tokens": max_tokens, "reservoir": reservoir, "histogram": histogram, "seed": seed}
+    about["bos"] = n_bos = _n_bos(model, corpus)
     rank, size = (dist.get_rank(), dist.get_world_size()) if _is_shared() else (0, 1)
-    scan = _Scan(model, about, _n_bos(model, corpus), rank, size)
+    scan = _Scan(model, about, n_bos, rank, size)
     kept = None if folder is None else _Folder(Path(folder), about, rank, size)
     failure: Exception | None = None
     try:
