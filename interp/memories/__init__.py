@@ -3,6 +3,7 @@
 from interp.memories.facts import knowledge_neurons, memory_attribution, memory_sites, scaled
 from interp.memories.insertion import Search, insert, key_covariance
 from interp.memories.patterns import removal_test, shared_patterns
+from interp.memories.predictions import composition
 from interp.memories.triggers import Triggers, triggers
 from interp.memories.updates import saturation, sub_updates
 from interp.memories.values import agreement, key_statistics, promoted, suppressed
@@ -13,6 +14,7 @@ __all__ = [
     "Search",
     "Triggers",
     "agreement",
+    "composition",
     "edit_memory",
     "insert",
     "key_covariance",

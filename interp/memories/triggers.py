@@ -189,7 +189,7 @@ def triggers(
     there. Processes of a `torch.distributed` group share the corpus, a document (or with "position", a row) each in
     turn, and each of them returns what one alone would.
     """
-    layers = _layers(model, layer)
+    layers = check_layers(model, layer)
     if per not in ("document", "position"):
         raise ValueError(f"per={per!r}; allowed: 'document', 'position'")
     if sign not in (1, -1):
@@ -201,7 +201,7 @@ def triggers(
     width = model.cfg.n_ctx if n_ctx is None else n_ctx
     about = _FORMAT | {"model": model.fingerprint(), "layers": layers, "top": top, "per": per, "sign": sign}
     about |= {"n_ctx": width, "max_tokens": max_tokens, "reservoir": reservoir, "histogram": histogram, "seed": seed}
-    about["bos"] = n_bos = _n_bos(model, corpus)
+    about["bos"] = n_bos = n_bos_of(model, corpus)
     rank, size = (dist.get_rank(), dist.get_world_size()) if _is_shared() else (0, 1)
     scan = _Scan(model, about, n_bos, rank, size)
     kept = None if folder is None else _Folder(Path(folder), about, rank, size)
@@ -409,7 +409,8 @@ class _Folder:
             (self.folder / name).unlink()
 
 
-def _layers(model: HookedGPT, layer: int | Sequence[int] | None) -> list[int]:
+def check_layers(model: HookedGPT, layer: int | Sequence[int] | None) -> list[int]:
+    """The layers that are meant, counted from the start; None: all."""
     if model.cfg.attn_only:
         raise ValueError("attn_only=True: the model has no MLP in any layer, and so no keys")
     given = range(model.cfg.n_layers) if layer is None else [layer] if isinstance(layer, int) else layer
@@ -418,7 +419,7 @@ def _layers(model: HookedGPT, layer: int | Sequence[int] | None) -> list[int]:
     return sorted({checked_index(model, "layer", each) for each in given})
 
 
-def _n_bos(model: HookedGPT, corpus: Corpus) -> int:
+def n_bos_of(model: HookedGPT, corpus: Corpus) -> int:
     """How many tokens `passages` puts before each row."""
     is_rows = isinstance(corpus, np.ndarray | Tensor) and corpus.ndim == 2
     return 0 if is_rows or model.tokenizer is None else len(model.bos_tokens())

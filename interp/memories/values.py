@@ -161,11 +161,7 @@ def key_statistics(model: HookedGPT, found: Triggers, *, share: float = 0.1, den
     check_of(model, found)
     if found.sample is None or found.about["sign"] != 1:
         raise ValueError("key_statistics needs a scan with a reservoir, and with sign=1")
-    sample, largest = found.sample.float(), found.value[..., 0]
-    size = torch.maximum(largest, sample.abs().amax(0))
-    least = (
-        torch.zeros_like(size) if model.cfg.act_fn in ("relu", "relu2") and not model.cfg.gated_mlp else share * size
-    )
+    sample, largest, least = found.sample.float(), found.value[..., 0], least_active(model, found, share)
     above, below = ((each > least).float().mean(0) for each in (sample, -sample))
     is_dead = (largest <= 0) & ((sample >= 0).all(0) | (not model.cfg.gated_mlp))
     mlps = [model.blocks[layer].mlp for layer in found.layers]
@@ -180,6 +176,25 @@ def key_statistics(model: HookedGPT, found: Triggers, *, share: float = 0.1, den
     about = {"method": "key statistics", "share": share, "dense": dense, "positions": len(sample)}
     about |= {"model": found.about["model"], "corpus": found.about["corpus"]}
     return Dataset({name: (list(coords), x.numpy()) for name, x in tensors.items()}, coords, about)
+
+
+def least_active(model: HookedGPT, found: Triggers | None, share: float) -> Float[Tensor, "layer neuron"]:
+    """Above how much, either way, a key of the scanned layers is active: with ReLU 0, else a share of its largest size.
+
+    Without a scan, of all layers with ReLU.
+    """
+    is_relu = model.cfg.act_fn in ("relu", "relu2") and not model.cfg.gated_mlp
+    if found is None:
+        if not is_relu:
+            raise ValueError(
+                f"act_fn={model.cfg.act_fn!r}: only a scan tells how large the coefficients of a key are, and so when "
+                "it is active; give found=triggers(model, corpus)"
+            )
+        return torch.zeros(model.cfg.n_layers, model.cfg.d_mlp)
+    largest = found.value[..., 0]
+    if found.sample is not None and len(found.sample):
+        largest = torch.maximum(largest, found.sample.abs().amax(0).float())
+    return torch.zeros_like(largest) if is_relu else share * largest
 
 
 def value_vectors(model: HookedGPT, layer: int) -> Float[Tensor, "neuron d_model"]:

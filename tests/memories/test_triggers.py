@@ -19,7 +19,7 @@ from interp.memories.scan import BEFORE
 from interp.passages import passages
 from interp.tokenization import Tokenizer
 from interp.zoo.planted import memories
-from interp.zoo.planted.memories import FACTS
+from interp.zoo.planted.memories import FACTS, Fact
 from tests.memories.scanned import D_VOCAB, N_CTX, corpus, largest, model_of, one_of_several, same, scanned
 from tests.peak_memory import peak_bytes
 from tests.variants import variant
@@ -27,7 +27,14 @@ from tests.variants import variant
 ROOT = Path(__file__).parents[2]
 MODELS = ["gpt2", "llama", "relu2", "post", "gptj"]
 MODULE = sys.modules[triggers.__module__]
-MANY = tuple((a, b, (a + 2 * b + 1) % 20) for a in range(8) for b in range(8, 16) if (a + 2 * b + 1) % 20 != b)
+
+
+def grid(n: int) -> tuple[Fact, ...]:
+    """n² facts: each of n tokens with each of n others."""
+    return tuple((a, b, (a + 2 * b) % n) for a in range(n) for b in range(n, 2 * n))
+
+
+MANY, VERY_MANY = grid(8), grid(32)
 
 
 def coefficients(model: HookedGPT, sign: int = 1) -> tuple[torch.Tensor, list[Any], list[int], list[int]]:
@@ -78,15 +85,13 @@ def test_nothing_depends_on_the_batch_size(batch_size: int, per: str) -> None:
     same(scanned(batch_size=batch_size, per=per), scanned(per=per))
 
 
-@pytest.mark.parametrize("facts", [8, len(MANY)])
+@pytest.mark.parametrize("facts", [FACTS, MANY, pytest.param(VERY_MANY, marks=pytest.mark.slow)], ids=len)
 @pytest.mark.parametrize("norm", [None, "RMS"])
-def test_every_planted_key_is_fired_by_its_two_tokens(facts: int, norm: Any) -> None:
-    if facts == 8:
-        planted = memories(norm=norm, distractor_neurons=4)
-    else:
-        planted = memories(MANY, d_vocab=20, norm=norm, distractor_neurons=9)
-    examples = planted.sample(300)
-    found = triggers(planted.model, examples.tokens, 0, 8, progress=False)
+def test_every_planted_key_is_fired_by_its_two_tokens(facts: tuple[Fact, ...], norm: Any) -> None:
+    d_vocab = 1 + max(max(fact) for fact in facts)
+    planted = memories(facts, d_vocab=d_vocab, norm=norm, distractor_neurons=9)
+    examples = planted.sample(max(300, 4 * len(facts)))
+    found = triggers(planted.model, examples.tokens, 0, 4, progress=False)
     fired = {}
     for role, node in planted.roles.items():
         if role.startswith("memory"):
@@ -96,7 +101,7 @@ def test_every_planted_key_is_fired_by_its_two_tokens(facts: int, norm: Any) -> 
             }
             assert len(pairs) == 1, role
             fired[int(role.removeprefix("memory"))] = pairs.pop()
-    assert fired == {i: (a, b) for i, (a, b, _) in enumerate(FACTS if facts == 8 else MANY)}
+    assert fired == {i: (a, b) for i, (a, b, _) in enumerate(facts)}
 
 
 def test_one_document_and_equal_contexts_count_once() -> None:

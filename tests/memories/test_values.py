@@ -40,7 +40,7 @@ def neuron_of(planted: Planted, fact: int) -> int:
 def test_every_planted_value_promotes_its_token(of_model: Any, norm: Any) -> None:
     for facts, planted in (
         (FACTS, memories(norm=of_model, distractor_neurons=3)),
-        (MANY, memories(MANY, d_vocab=20, norm=of_model, distractor_neurons=3)),
+        (MANY, memories(MANY, d_vocab=16, norm=of_model, distractor_neurons=3)),
     ):
         every = promoted(planted.model, 0, k=3, norm=norm)
         for i, (_, _, c) in enumerate(facts):
@@ -78,7 +78,7 @@ def test_probabilities_are_those_of_the_values_logits(name: str, norm: Any) -> N
         assert up.attrs["norm"] == str(norm)
 
 
-@pytest.mark.parametrize(("facts", "d_vocab"), [(FACTS, 8), (MANY, 20)])
+@pytest.mark.parametrize(("facts", "d_vocab"), [(FACTS, 8), (MANY, 16)])
 @pytest.mark.parametrize("norm", [None, "RMS"])
 def test_values_agree_where_their_token_follows_and_by_chance_once_shuffled(
     facts: tuple[Fact, ...], d_vocab: int, norm: Any
