@@ -21,6 +21,7 @@ from torch import Tensor
 BEFORE, AFTER = 24, 8  # tokens around a trigger that are kept
 _SAME = 8  # tokens that make two contexts the same
 _MIXER = 6364136223846793005  # odd: a polynomial in it, modulo 2^64, tells contexts apart
+_MANY = 4  # times k
 _COMPACTED = 2**16  # kept contexts that are looked through for those that no key needs any more
 N_LEVELS, LOWEST = 32, -16  # a histogram's: sizes from 2**LOWEST on, each twice the one before
 
@@ -85,19 +86,26 @@ class Largest:
             raise ValueError(f"coefficients are NaN or infinite: key {int((~highest.isfinite()).any(0).nonzero()[0])}")
         if self.by_document:
             return self._add_documents(layer, x, highest, batch)
-        row, key = (highest > self.value[layer, :, -1]).nonzero(as_tuple=True)
-        n_pos = x.shape[1]
-        shape = x.shape[2], x.shape[0], min(self.k, n_pos)
-        back = torch.arange(n_pos - 1, -1, -1, device=x.device)
-        # A positive float's bits are in the order of its value; the position behind them decides between equals.
-        bits = x[row, :, key].clamp(min=0).view(torch.int32).long() << 32 | back
-        top = bits.topk(shape[2], -1).values
-        column = n_pos - 1 - (top & 0xFFFFFFFF)
-        value, place = x.new_zeros(shape), torch.full(shape, -1, device=x.device)
-        value[key, row] = (top >> 32).int().view(torch.float32)
-        place[key, row] = batch.place[row[:, None], column]
-        self._join(layer, value.flatten(1), place.flatten(1), torch.zeros_like(place).flatten(1))
-        return row[:, None].expand_as(column).flatten(), column.flatten()
+        row, column, key = self._passing(layer, x).nonzero(as_tuple=True)
+        key, order = key.sort(stable=True)
+        row, column = row[order], column[order]
+        counts = torch.bincount(key, minlength=x.shape[2])
+        nth = torch.arange(len(key), device=x.device) - (counts.cumsum(0) - counts)[key]
+        value = x.new_zeros(x.shape[2], int(counts.max()))
+        place = torch.full(value.shape, -1, device=x.device)
+        value[key, nth], place[key, nth] = x[row, column, key], batch.place[row, column]
+        self._join(layer, value, place, torch.zeros_like(place))
+        return row, column
+
+    def _passing(self, layer: int, x: Coefficients) -> Bool[Tensor, "row pos key"]:
+        """What is larger than the least that its key keeps, and among the k largest of the batch where that is much."""
+        passes = x > self.value[layer, :, -1]
+        many = passes.view(torch.uint8).flatten(0, 1).sum(0, dtype=torch.int32) > _MANY * self.k
+        if many.any():
+            some = x[..., many]
+            kth = some.flatten(0, 1).mT.contiguous().topk(self.k).values[:, -1]
+            passes[..., many] &= some >= kth
+        return passes
 
     def _add_documents(
         self, layer: int, x: Coefficients, highest: Float[Tensor, "row key"], batch: Batch

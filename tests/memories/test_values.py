@@ -103,7 +103,7 @@ def test_values_agree_where_their_token_follows_and_by_chance_once_shuffled(
 
 def test_agreement_is_what_a_loop_over_keys_counts() -> None:
     model = model_of("llama")
-    found = scanned(model)
+    found = scanned(model)  # every key has a token that follows
     result = agreement(model, found, norm=None)
     table = found.table()
     for layer in range(2):
@@ -115,6 +115,8 @@ def test_agreement_is_what_a_loop_over_keys_counts() -> None:
             assert result.next_rank[layer, neuron] == (own.index(after) if after >= 0 else -1)
             n, agreed = n + (after >= 0), agreed + (after == own[0])
         assert result.n_keys[layer] == n
+        own_id, next_id = result.token_id.values[layer], result.next_id.values[layer]
+        assert result.chance[layer] == pytest.approx((own_id[:, None] == next_id[next_id >= 0]).mean())
         assert result.rate[layer] == pytest.approx(agreed / n)
 
 
