@@ -51,6 +51,11 @@ class Triggers:
     tensors: State
     model: HookedGPT | None = None
 
+    def __repr__(self) -> str:
+        n_layers, n_neurons, n_ranks = self.value.shape
+        keys = f"{n_neurons:,} keys in layer{'s' if n_layers > 1 else ''} {', '.join(map(str, self.layers))}"
+        return f"Triggers({keys}: the top {n_ranks} of {self.about['tokens']:,} tokens)"
+
     @property
     def layers(self) -> list[int]:
         return self.about["layers"]

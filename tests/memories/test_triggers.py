@@ -125,6 +125,8 @@ def test_a_key_tells_the_text_around_its_triggers() -> None:
     cfg = GPTConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=10, d_vocab=257, seed=0, default_prepend_bos=True)
     texts = ["the cat sat on the mat", "a dog", "x"]
     found = triggers(HookedGPT(cfg, tokenizer), texts, top=3, progress=False)
+    n_tokens = sum(map(len, texts))
+    assert repr(found) == f"Triggers({cfg.d_mlp} keys in layer 0: the top 3 of {n_tokens} tokens)"
     for neuron in range(cfg.d_mlp):
         key = found[0, neuron]
         for rank in range(key.sizes["rank"]):
