@@ -150,7 +150,8 @@ class Triggers:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write all of it to a folder: a safetensors file, which has in its header what `triggers.json` shows."""
         _write(Path(folder), _FILE, self.tensors, self.about)
-        (Path(folder) / "triggers.json").write_text(json.dumps(self.about, indent=1))
+        with replacing(Path(folder) / "triggers.json") as shown:
+            shown.write_text(json.dumps(self.about, indent=1))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], model: HookedGPT | None = None) -> "Triggers":
@@ -224,7 +225,8 @@ def triggers(
         found = Triggers(*scan.result(), model)
         if kept is not None and rank == 0:
             found.save(kept.folder)
-            kept.clear()
+    if kept is not None and rank == 0:
+        kept.clear()
     return found
 
 

@@ -95,6 +95,8 @@ def test_nothing_depends_on_how_many_positions_are_counted_at_once(monkeypatch: 
     model = model_of("llama")
     found = scanned(model)
     whole = composition(model, corpus(), 1, found=found, n_ctx=N_CTX, progress=False)
+    every = composition(model, corpus(), found=found, n_ctx=N_CTX, progress=False)
+    assert whole.equals(every.isel(layer=[1]))
     monkeypatch.setattr("interp.memories.predictions._AT_ONCE", 2000)
     assert whole.equals(composition(model, corpus(), 1, found=found, n_ctx=N_CTX, batch_size=2, progress=False))
 
