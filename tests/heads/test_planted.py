@@ -9,6 +9,7 @@ import torch
 from xarray import Dataset
 
 from interp import HookedGPT, heads, zoo
+from interp.heads import null as nulls
 from interp.heads import trials
 from interp.zoo import planted
 from tests.heads.fixed_period import fixed_period
@@ -121,7 +122,8 @@ def false_names(model: HookedGPT, seed: int, **given: Any) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-def test_of_a_hundred_shuffled_twins_one_triple_in_a_hundred_is_named_at_most() -> None:
+def test_of_a_hundred_shuffled_twins_one_triple_in_a_hundred_is_named_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nulls, "_HEADS", 100)  # a fifth of the usual null, whose greatest score is easier to exceed
     n_named, n_all, n_twins = 0, 0, 0
     for name in BUILT:
         model = getattr(planted, name)(distractor_heads=3)
