@@ -1,0 +1,119 @@
+"""The study of memories: what it reports is what was measured."""
+
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from xarray import Dataset
+
+from analyses.memories import Study, main, readable, report, study, trends
+from interp import HookedGPT, memories
+from interp.corpus import standard_library
+from interp.memories import Triggers
+
+ROOT = Path(__file__).parents[2]
+
+
+@cache
+def model() -> HookedGPT:
+    return HookedGPT.from_pretrained("stdlib-4l")
+
+
+@cache
+def studied() -> Study:
+    """Of 3,000 tokens of many documents: keys have many triggers."""
+    beginnings = [text[:400] for text in standard_library()]
+    return study(model(), beginnings, 3_000, progress=False)
+
+
+def made(rate: list[float], last: float, single: list[int]) -> Study:
+    """A study in which all is known."""
+    layers, coords = len(rate), {"layer": range(len(rate))}
+    agreement = Dataset({"rate": ("layer", rate), "error": ("layer", [0.01] * layers)}, coords)
+    change = np.array([-0.1, last, -0.2])[:, None, None, None] * np.ones((3, layers, 2, 2))
+    removed = Dataset(
+        {"change": (["removed", "layer", "key", "trigger"], change)}, coords | {"removed": ["first", "last", "random"]}
+    )
+    counts = Dataset({"single": ("layer", single)}, coords, {"positions": 100})
+    return Study(Triggers({}, {}), Dataset(), agreement, removed, counts)
+
+
+def test_a_trend_holds_where_the_numbers_bear_it_out_and_nowhere_else() -> None:
+    holds = lambda *of: [each.holds for each in trends(made(*of))]
+    assert holds([0.0, 0.0, 0.1, 0.1], -1.0, [10, 10, 20, 49]) == [True, True, True]
+    assert holds([0.1, 0.1, 0.0, 0.0], -0.15, [10, 10, 20, 51]) == [False, False, False]
+    assert holds([0.0, 0.0, 0.01, 0.01], -1.0, [0, 0, 0, 0]) == [False, True, True], "within two standard errors"
+    assert (
+        "10.00% in the upper half of the layers, 1.00% in the lower"
+        in trends(made([0.01, 0.5, 0.1], -1, [0] * 3))[0].ours
+    )
+
+
+@pytest.mark.slow
+def test_memories_to_read_are_the_best_by_the_rule_that_is_stated() -> None:
+    found = studied().found
+    rows, around = found.at.tolist(), found.window[:, 23:26].tolist()
+    scores: dict[tuple[int, int], tuple[float, float, tuple[int, int]]] = {}
+    for layer in found.layers:
+        best = memories.promoted(model(), layer, k=10)
+        raised, sure = best.token_id.to_numpy().tolist(), best.probability.to_numpy()
+        for neuron in range(model().cfg.d_mlp):
+            windows = [around[i] for i in rows[layer][neuron] if i >= 0 and min(around[i]) >= 0]
+            if len(windows) < 10:
+                continue
+            (ending, n), *_ = Counter(tuple(each[:2]) for each in windows).most_common()
+            follows = sum(each[2] in raised[neuron] for each in windows)
+            scores[layer, neuron] = n * follows / len(windows) ** 2, sure[neuron, 0], ending
+    order = sorted(scores, key=lambda key: (-scores[key][0], -scores[key][1]))
+    chosen, endings = [], set()
+    for key in order:
+        if scores[key][0] > 0 and scores[key][2] not in endings and len(chosen) < 10:
+            chosen.append(key)
+            endings.add(scores[key][2])
+    assert len(chosen) == 10
+    assert readable(studied()) == chosen
+
+
+@pytest.mark.slow
+def test_a_report_has_the_numbers_of_the_study() -> None:
+    of = studied()
+    said = report(of, "stdlib-4l")
+    assert said.startswith("# Memories of `stdlib-4l`\n\n3,000 tokens of ")
+    for i, layer in enumerate(of.found.layers):
+        row = f"| {layer} | {float(of.agreement.rate[i]):.2%} | {float(of.agreement.error[i]):.2%} | "
+        assert f"{row}{float(of.agreement.chance[i]):.2%} |" in said
+        lost = [
+            f"{float(of.removal.change.sel(removed=kind)[i].median()):+.0%}" for kind in ("first", "last", "random")
+        ]
+        assert f"| {layer} | {' | '.join(lost)} |" in said
+        assert f"| {layer} | {int(of.composition.residual[i]) / 3_000:.1%} |" in said
+        assert f"| {layer} | {float(of.keys.is_dead[i].mean()):.1%} |" in said
+    assert said.count("Reported by Geva et al. 2021: ") == len(trends(of)) == 3
+    layer, neuron = readable(of)[0]
+    memory = said.split(f"### L{layer}N{neuron}\n")[1]
+    own = of.found[layer, neuron]
+    assert f"[{str(own.token.values[0]).replace(' ', '·')}]" in memory.replace("⏎", "\n")
+    few = replace(of.found, tensors=of.found.tensors | {"at": torch.full_like(of.found.at, -1)})
+    assert "None: the keys have too few triggers." in report(replace(of, found=few), "stdlib-4l")
+
+
+@pytest.mark.slow
+def test_it_runs_from_the_command_line_and_goes_on_in_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(max_tokens=3_000, out=tmp_path)
+    said = capsys.readouterr().out
+    assert (tmp_path / "report.md").read_text() == said
+    assert Triggers.load(tmp_path / "triggers").about["tokens"] == 3_000
+    with pytest.raises(SystemExit, match="belongs to another scan"):
+        main(max_tokens=2_000, out=tmp_path)
+    run = subprocess.run(
+        [sys.executable, "-m", "analyses.memories", "--help"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert "--max-tokens" in run.stdout
