@@ -1,8 +1,5 @@
 """All that is known of one head: what it is, what it reads and writes, where it looks, what is lost without it."""
 
-import os
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +8,10 @@ from torch import Tensor
 
 from interp import corpus as corpora
 from interp import metrics
+from interp.cards import Card, rows, shown
 from interp.heads import trials
 from interp.heads.roles import detect
 from interp.interventions import Site
-from interp.loading.files import replacing
 from interp.model import HookedGPT
 from interp.passages import Corpus, Passage, passages
 from interp.patching import ablation
@@ -23,26 +20,19 @@ from interp.weights import composition_scores, ov_circuit, qk_circuit
 from interp.weights.stream import checked_index
 
 if TYPE_CHECKING:
-    from xarray import Dataset, DataTree
+    from xarray import Dataset
 else:
-    Dataset = DataTree = Any
+    Dataset = Any
 
-_FORMAT = "interp head card"
 _N_CTX, _WORDS = 128, 1_000
 _BEGINNING = 4_000  # characters of a file, so that there are many
-_PARTS = ("scores", "reads", "writes", "partners", "contexts", "ablation")
 
 
-@dataclass(frozen=True, eq=False)
-class HeadCard:
+class HeadCard(Card):
     """A head's card; `card["writes"]` is one of its tables (see `head_card`), and `print(card)` shows them all."""
 
-    tables: DataTree
-
-    def __getitem__(self, part: str) -> Dataset:
-        if part not in _PARTS:
-            raise KeyError(f"no table {part!r} on a head's card; there are {list(_PARTS)}")
-        return self.tables[part].to_dataset()
+    of = "head"
+    parts = ("scores", "reads", "writes", "partners", "contexts", "ablation")
 
     @property
     def name(self) -> str:
@@ -51,26 +41,6 @@ class HeadCard:
     @property
     def role(self) -> str:
         return str(self.tables.attrs["role"])
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all tables to one netCDF file, whole or not at all."""
-        with replacing(Path(path)) as unfinished:
-            self.tables.to_netcdf(unfinished, engine="h5netcdf")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "HeadCard":
-        """The card that `save` wrote."""
-        from xarray import load_datatree
-
-        try:
-            tables = load_datatree(path, engine="h5netcdf")
-        except OSError as error:
-            if not Path(path).is_file():
-                raise FileNotFoundError(f"no file {path}") from error
-            raise ValueError(f"{path} is no complete netCDF file: {error}") from error
-        if tables.attrs.get("format") != _FORMAT:
-            raise ValueError(f"{path} holds no head's card: {dict(tables.attrs)!r:.80}")
-        return cls(tables)
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.role}    (model {str(self.tables.attrs['model'])[:12]})", "", "scores"]
@@ -84,20 +54,20 @@ class HeadCard:
                 )
         lines += ["", "looks from (query) at (key), by weights"]
         lines += [
-            f"   {_shown(q):>16} -> {_shown(k):<16}{s:7.2f}"
-            for q, k, s in _rows(self["reads"], "query_token", "key_token", "value")
+            f"   {shown(q):>16} -> {shown(k):<16}{s:7.2f}"
+            for q, k, s in rows(self["reads"], "query_token", "key_token", "value")
         ]
         lines += ["", "attends to most, and what that raises"]
         writes = self["writes"]
         for i, token in enumerate(writes.token.values):
-            raised = " ".join(map(_shown, writes.raised.values[i]))
-            lines.append(f"   {_shown(token):>16} -> {raised}")
+            raised = " ".join(map(shown, writes.raised.values[i]))
+            lines.append(f"   {shown(token):>16} -> {raised}")
         lines += ["", f"composition (random heads: {self.tables.attrs['baseline']:.3f})"]
-        lines += [f"   {edge:<24}{score:6.3f}" for edge, score in _rows(self["partners"], "edge", "value")]
+        lines += [f"   {edge:<24}{score:6.3f}" for edge, score in rows(self["partners"], "edge", "value")]
         lines += ["", "looks hardest: from [query] at {key}"]
-        lines += [f"   {w:.3f}  {_shown(text)}" for w, text in _rows(self["contexts"], "weight", "text")]
+        lines += [f"   {w:.3f}  {shown(text)}" for w, text in rows(self["contexts"], "weight", "text")]
         lines += ["", "without it (its output the mean): change of the loss"]
-        lines += [f"   {on:<10}{change:+.4f} nats a token" for on, change in _rows(self["ablation"], "on", "change")]
+        lines += [f"   {on:<10}{change:+.4f} nats a token" for on, change in rows(self["ablation"], "on", "change")]
         return "\n".join(lines)
 
 
@@ -122,7 +92,7 @@ def head_card(
     on the corpus and on random tokens that repeat, with the head and without. The corpus is the standard library's
     text unless one is given; for a model without a tokenizer, random tokens that repeat.
     """
-    from xarray import Dataset, DataTree
+    from xarray import Dataset
 
     layer, head = checked_index(model, "layer", layer), checked_index(model, "head", head)
     found = detect(model, progress=progress) if found is None else found
@@ -146,9 +116,7 @@ def head_card(
         "contexts": seen.contexts(k),
         "ablation": _ablation(model, layer, head, seen.rows()),
     }
-    tree = DataTree.from_dict({f"/{name}": table for name, table in tables.items()})
-    tree.attrs = {
-        "format": _FORMAT,
+    about = {
         "layer": layer,
         "head": head,
         "role": str(own.role.item()),
@@ -157,7 +125,7 @@ def head_card(
         "baseline": baseline,
         "corpus tokens": seen.n_tokens,
     }
-    return HeadCard(tree)
+    return HeadCard.made(tables, about)
 
 
 class _Seen:
@@ -291,11 +259,3 @@ def _ablation(model: HookedGPT, layer: int, head: int, rows: trials.Rows) -> Dat
         {"loss": ("on", [loss for loss, _ in found.values()]), "change": ("on", [each for _, each in found.values()])},
         coords={"on": list(found)},
     )
-
-
-def _rows(table: Dataset, *names: str) -> list[tuple[Any, ...]]:
-    return list(zip(*(table[name].values.tolist() for name in names), strict=True))
-
-
-def _shown(token: str) -> str:
-    return str(token).replace("\n", "⏎").replace("\t", "⇥")

@@ -1,5 +1,6 @@
 """The feed-forward layer as a memory: what fires its keys, what its values write, and how both are changed."""
 
+from interp.memories.card import NeuronCard, neuron_card
 from interp.memories.facts import knowledge_neurons, memory_attribution, memory_sites, scaled
 from interp.memories.insertion import Search, insert, key_covariance
 from interp.memories.patterns import removal_test, shared_patterns
@@ -10,6 +11,7 @@ from interp.memories.values import agreement, key_statistics, promoted, suppress
 from interp.memories.writing import Rewrite, edit_memory, report
 
 __all__ = [
+    "NeuronCard",
     "Rewrite",
     "Search",
     "Triggers",
@@ -22,6 +24,7 @@ __all__ = [
     "knowledge_neurons",
     "memory_attribution",
     "memory_sites",
+    "neuron_card",
     "promoted",
     "removal_test",
     "report",
