@@ -12,6 +12,7 @@ from interp.plots.curves import training_curves
 from interp.plots.graphs import composition_graph
 from interp.plots.heads import corpus_offsets, head_scores
 from interp.plots.heatmap import heatmap, patterns
+from interp.plots.memories import layer_trends, neuron_card
 from interp.plots.mosaic import head_mosaic
 from interp.plots.streams import stream_statistics
 from interp.plots.sweeps import sweep
@@ -28,7 +29,9 @@ __all__ = [
     "head_pattern",
     "head_scores",
     "heatmap",
+    "layer_trends",
     "lens_table",
+    "neuron_card",
     "patterns",
     "stream_statistics",
     "sweep",

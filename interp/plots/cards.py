@@ -1,6 +1,7 @@
-"""A head's card as one figure: its scores, what it attends to and raises, its partners, where it looks hardest."""
+"""Cards as figures: numbers on the left, words on the right."""
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,26 +28,17 @@ def head_card(card: "HeadCard", *, title: str | None = None, theme: Theme = "lig
     composition panel is what random heads reach.
     """
     colours = palette(theme)
-    figure = make_subplots(
-        2,
-        2,
-        specs=[[{"type": "xy"}, {"type": "table"}], [{"type": "xy"}, {"type": "table"}]],
-        subplot_titles=_TITLES,
-        column_widths=[0.4, 0.6],
-        horizontal_spacing=0.04,
-        vertical_spacing=0.12,
-    )
-    figure.update_annotations(font_size=12)
+    figure = two_by_two(_TITLES)
     _add_scores(figure, card, colours)
     _add_partners(figure, card, colours)
     writes, contexts = card["writes"], card["contexts"]
     raised = [" ".join(visible(str(token), 8) for token in row) for row in writes.raised.values]
     tokens = [visible(str(token)) for token in writes.token.values]
     shares = [f"{share:.1%}" for share in writes.share.values]
-    _add_table(figure, ["token", "share", "raises"], [tokens, shares, raised], [2, 1, 6], 1, colours)
-    texts = [plain(re.sub(r"\s*\n\s*", " ⏎ ", str(text)), 200) for text in contexts.text.values]
+    add_table(figure, ["token", "share", "raises"], [tokens, shares, raised], [2, 1, 6], 1, colours)
+    texts = [plain(in_one_line(str(text)), 200) for text in contexts.text.values]
     weights = [f"{weight:.3f}" for weight in contexts.weight.values]
-    _add_table(figure, ["weight", "text"], [weights, texts], [1, 8], 2, colours)
+    add_table(figure, ["weight", "text"], [weights, texts], [1, 8], 2, colours)
     changes = [
         f"{on} {change:+.3f}"
         for on, change in zip(*(card["ablation"][x].values for x in ("on", "change")), strict=True)
@@ -54,6 +46,20 @@ def head_card(card: "HeadCard", *, title: str | None = None, theme: Theme = "lig
     said = about(card.tables.attrs, f"without it, nats a token: {', '.join(changes)}")
     figure.update_layout(height=640, showlegend=False)
     return framed(figure, theme, title or f"{card.name}: {card.role}", said, room=18)
+
+
+def two_by_two(titles: Sequence[str]) -> go.Figure:
+    """A card's four panels: two for bars, and beside each one for a table."""
+    figure = make_subplots(
+        2,
+        2,
+        specs=[[{"type": "xy"}, {"type": "table"}], [{"type": "xy"}, {"type": "table"}]],
+        subplot_titles=titles,
+        column_widths=[0.4, 0.6],
+        horizontal_spacing=0.04,
+        vertical_spacing=0.12,
+    )
+    return figure.update_annotations(font_size=12)
 
 
 def _add_scores(figure: go.Figure, card: "HeadCard", colours: Palette) -> None:
@@ -89,7 +95,7 @@ def _add_scores(figure: go.Figure, card: "HeadCard", colours: Palette) -> None:
         row=1,
         col=1,
     )
-    figure.update_yaxes(_labels(names), autorange="reversed", showgrid=False, zeroline=False, row=1, col=1)
+    figure.update_yaxes(bar_labels(names), autorange="reversed", showgrid=False, zeroline=False, row=1, col=1)
     figure.update_xaxes(rangemode="tozero", row=1, col=1)
 
 
@@ -109,19 +115,26 @@ def _add_partners(figure: go.Figure, card: "HeadCard", colours: Palette) -> None
         row=2,
         col=1,
     )
-    figure.update_yaxes(_labels(names), autorange="reversed", showgrid=False, zeroline=False, row=2, col=1)
+    figure.update_yaxes(bar_labels(names), autorange="reversed", showgrid=False, zeroline=False, row=2, col=1)
     if len(names):
         line = {"color": colours.faint_ink, "width": 1, "dash": "dot"}
         figure.add_vline(x=float(card.tables.attrs["baseline"]), line=line, row=2, col=1)  # type: ignore[arg-type]
 
 
-def _labels(names: list[str]) -> dict[str, Any]:
+def bar_labels(names: list[str]) -> dict[str, Any]:
+    """What stands beside bars at 0, 1, 2 …"""
     return {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": [plain(name) for name in names]}
 
 
-def _add_table(
+def in_one_line(text: str) -> str:
+    """A text with its line breaks as signs, and no two spaces."""
+    return re.sub(r"\s+", " ", re.sub(r"\s*\n\s*", " ⏎ ", text))
+
+
+def add_table(
     figure: go.Figure, heads: list[str], columns: list[list[str]], widths: list[int], row: int, colours: Palette
 ) -> None:
+    """Put a table of some columns on the right of a card."""
     figure.add_table(
         header={
             "values": heads,
