@@ -22,6 +22,7 @@ from interp.passages import Corpus
 
 _PROMOTED = 10
 _LEAST_TRIGGERS = 10
+_COMPOSED = 100_000  # tokens that layers' predictions are counted on: shares within 0.2 %
 _READABLE = f"""\
 Chosen, among keys with at least {_LEAST_TRIGGERS} triggers that something follows, by the product of two shares: of the
 triggers that end with the same two tokens (the commonest), and of those whose next token is among the {_PROMOTED} that
@@ -74,14 +75,15 @@ def study(
     folder: Path | None = None,
     progress: bool = True,
 ) -> Study:
-    """Measure all layers on a corpus, which is read twice."""
+    """Measure all layers on a corpus; its first tokens are read twice."""
+    composed = min(max_tokens or _COMPOSED, _COMPOSED)
     found = memories.triggers(model, corpus, folder=folder, max_tokens=max_tokens, progress=progress)
     return Study(
         found,
         memories.key_statistics(model, found),
         memories.agreement(model, found),
         memories.removal_test(model, found, progress=progress),
-        memories.composition(model, corpus, found=found, max_tokens=max_tokens, progress=progress),
+        memories.composition(model, corpus, found=found, max_tokens=composed, progress=progress),
     )
 
 
@@ -195,7 +197,7 @@ def _composition(found: Dataset) -> str:
         [each.layer, *(f"{int(each[kind]) / n:.1%}" for kind in [*kinds, "single"]), f"{float(each.active):,.0f}"]
         for each in _by_layer(found)
     ]
-    return _table(heads, rows) + f"\n\n{n:,} positions; `active`: memories at a position, in the mean."
+    return _table(heads, rows) + f"\n\nThe first {n:,} positions; `active`: memories at a position, in the mean."
 
 
 def _keys(found: Dataset) -> str:
