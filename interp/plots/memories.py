@@ -45,7 +45,7 @@ def neuron_card(card: "NeuronCard", *, title: str | None = None, theme: Theme = 
         for before, token in zip(found.before.values, found.token.values, strict=True)
     ]
     after = [visible(str(token)) for token in found.next_token.values]
-    add_table(figure, ["value", "text", "next"], [_fixed(found.value.values), texts, after], [1, 7, 1.5], 1, colours)
+    add_table(figure, ["value", "text", "next"], [_fixed(found.value.values), texts, after], [2, 14, 3], 1, colours)
     grams = [visible(str(text), 40) for text in shared.text.values]
     shares = [[f"{share:.0%}" for share in shared[name].values] for name in ("share", "share_at_end")]
     add_table(figure, ["n-gram", "of triggers", "at the end"], [grams, *shares], [4, 1, 1], 2, colours)
