@@ -90,7 +90,7 @@ def study(
 def trends(of: Study) -> list[Trend]:
     """What the paper reports of its model, of 16 layers, beside what was measured here."""
     rate, error = of.agreement.rate.to_numpy(), of.agreement.error.to_numpy()
-    half = len(rate) // 2
+    half = max(1, len(rate) // 2)
     low, high = rate[:half].mean(), rate[-half:].mean()
     apart = 2 * np.hypot(*(np.sqrt((part**2).sum()) / half for part in (error[:half], error[-half:])))
     lost = of.removal.change.median(("key", "trigger"))
@@ -170,7 +170,7 @@ def report(of: Study, name: str) -> str:
 def _agreement(found: Dataset) -> str:
     heads = ["layer", "agree", "standard error", "dealt at random", "median rank of the next token", "keys"]
     rows = [
-        [each.layer, f"{float(each.rate):.2%}", f"{float(each.error):.2%}", f"{float(each.chance):.2%}",
+        [int(each.layer), f"{float(each.rate):.2%}", f"{float(each.error):.2%}", f"{float(each.chance):.2%}",
          f"{float(each.median_rank):,.0f}", f"{int(each.n_keys):,}"]
         for each in _by_layer(found)
     ]  # fmt: skip
@@ -186,7 +186,7 @@ def _removal(found: Dataset) -> str:
         known = is_known.sel(layer=each.layer)
         of_last = (worst.sel(layer=each.layer) == kinds.index("last")).where(known).mean()
         medians = [f"{float(each.change.sel(removed=kind).median()):+.0%}" for kind in kinds]
-        rows.append([each.layer, *medians, f"{float(of_last):.0%}", int(known.sum())])
+        rows.append([int(each.layer), *medians, f"{float(of_last):.0%}", int(known.sum())])
     return _table(["layer", *(f"{kind} token" for kind in kinds), "the last costs most", "triggers"], rows)
 
 
@@ -194,7 +194,7 @@ def _composition(found: Dataset) -> str:
     kinds, n = ["residual", "ffn", "agreement", "composition"], found.attrs["positions"]
     heads = ["layer", "kept, not the MLP's", "now the MLP's", "all agree", "a third", "MLP's is one memory's", "active"]
     rows = [
-        [each.layer, *(f"{int(each[kind]) / n:.1%}" for kind in [*kinds, "single"]), f"{float(each.active):,.0f}"]
+        [int(each.layer), *(f"{int(each[kind]) / n:.1%}" for kind in [*kinds, "single"]), f"{float(each.active):,.0f}"]
         for each in _by_layer(found)
     ]
     return _table(heads, rows) + f"\n\nThe first {n:,} positions; `active`: memories at a position, in the mean."
@@ -206,7 +206,9 @@ def _keys(found: Dataset) -> str:
     for each in _by_layer(found):
         above, below = float(each.active.mean()), float(each.active_negative.mean())
         shares = [float(each.is_dead.mean()), float(each.is_dense.mean()), above + below]
-        rows.append([each.layer, *(f"{share:.1%}" for share in shares), f"{below / max(above + below, 1e-30):.1%}"])
+        rows.append(
+            [int(each.layer), *(f"{share:.1%}" for share in shares), f"{below / max(above + below, 1e-30):.1%}"]
+        )
     rule = f"Active: a size above {found.attrs['share']:.0%} of the key's largest (with ReLU, above 0)."
     return _table(heads, rows) + f"\n\n{rule}"
 
@@ -230,11 +232,11 @@ def _memory(of: Study, layer: int, neuron: int) -> str:
 
 
 def _by_layer(found: Dataset) -> list[Dataset]:
-    return [found.sel(layer=layer).assign_coords(layer=int(layer)) for layer in found.layer.values]
+    return [found.sel(layer=layer) for layer in found.layer.values]
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    cells = [[str(getattr(cell, "values", cell)) for cell in row] for row in rows]
+    cells = [[str(cell) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *cells])
 
 

@@ -48,6 +48,7 @@ def test_a_trend_holds_where_the_numbers_bear_it_out_and_nowhere_else() -> None:
     holds = lambda *of: [each.holds for each in trends(made(*of))]
     assert holds([0.0, 0.0, 0.1, 0.1], -1.0, [10, 10, 20, 49]) == [True, True, True]
     assert holds([0.1, 0.1, 0.0, 0.0], -0.15, [10, 10, 20, 51]) == [False, False, False]
+    assert holds([0.5], -1.0, [0]) == [False, True, True], "one layer has no upper half"
     assert holds([0.0, 0.0, 0.01, 0.01], -1.0, [0, 0, 0, 0]) == [False, True, True], "within two standard errors"
     assert (
         "10.00% in the upper half of the layers, 1.00% in the lower"
