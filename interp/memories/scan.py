@@ -8,7 +8,7 @@ A position's place, row * n_ctx + column, is its number in the corpus: by it, pa
 Only what is above 0 counts. A context is the last tokens of the row, up to the position.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +22,10 @@ BEFORE, AFTER = 24, 8  # tokens around a trigger that are kept
 _SAME = 8  # tokens that make two contexts the same
 _MIXER = 6364136223846793005  # odd: a polynomial in it, modulo 2^64, tells contexts apart
 _MANY = 4  # times k
+_PART = 16  # columns
+_AT_ONCE = {"cpu": 128}  # positions whose coefficients stay in the processor's cache
+_KEYS_AT_ONCE = 2**10  # whose candidates are compared in pairs
+_ROWS, _UNSETTLED = 64, 2**21  # rows, and rows times keys, before they are joined to what is kept
 _COMPACTED = 2**16  # kept contexts that are looked through for those that no key needs any more
 N_LEVELS, LOWEST = 32, -16  # a histogram's: sizes from 2**LOWEST on, each twice the one before
 
@@ -58,8 +62,16 @@ class Batch:
         """The number of a row's document among those of the batch."""
         return F.pad((self.document[1:] != self.document[:-1]).long(), (1, 0)).cumsum(0)
 
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(*(x.to(device) for x in (self.tokens, self.real, self.place, self.document, self.start)))
+    @classmethod
+    def joined(cls, batches: Sequence["Batch"]) -> "Batch":
+        """Batches that follow one another as one."""
+        width = max(batch.tokens.shape[1] for batch in batches)
+        tokens, real, place = (
+            torch.cat([F.pad(x, (0, width - x.shape[1])) for x in each])
+            for each in zip(*((batch.tokens, batch.real, batch.place) for batch in batches), strict=True)
+        )
+        document, start = torch.cat([b.document for b in batches]), torch.cat([b.start for b in batches])
+        return cls(tokens, real, place, document, start)
 
 
 class Largest:
@@ -78,24 +90,45 @@ class Largest:
         self.own_value = torch.zeros(n_layers, n_keys, device=device)
         self.own_place = torch.full((n_layers, n_keys), -1, device=device)
         self.own_context = torch.zeros_like(self.own_place)
+        self._highest: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(n_layers)]  # of rows not yet settled
+        self._found: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, layer: int, x: Coefficients, batch: Batch) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
-        """Take in what a layer's keys are in a batch; the rows and columns that may be kept."""
-        highest = x.amax(1)
-        if not highest.isfinite().all():
-            raise ValueError(f"coefficients are NaN or infinite: key {int((~highest.isfinite()).any(0).nonzero()[0])}")
+    def add(self, layer: int, x: Coefficients, place: Int[Tensor, "row pos"]) -> None:
+        """Take in what a layer's keys are at these places of the corpus."""
         if self.by_document:
-            return self._add_documents(layer, x, highest, batch)
+            self._highest[layer].append(_highest(x))
+            return
+        self._check(x.amax(1), layer)
         row, column, key = self._passing(layer, x).nonzero(as_tuple=True)
         key, order = key.sort(stable=True)
         row, column = row[order], column[order]
         counts = torch.bincount(key, minlength=x.shape[2])
         nth = torch.arange(len(key), device=x.device) - (counts.cumsum(0) - counts)[key]
         value = x.new_zeros(x.shape[2], int(counts.max()))
-        place = torch.full(value.shape, -1, device=x.device)
-        value[key, nth], place[key, nth] = x[row, column, key], batch.place[row, column]
-        self._join(layer, value, place, torch.zeros_like(place))
+        of_key = torch.full(value.shape, -1, device=x.device)
+        value[key, nth], of_key[key, nth] = x[row, column, key], place[row, column]
+        self._join(slice(layer, layer + 1), value, of_key, torch.zeros_like(of_key))
+        self._found.append((row, column))
+
+    @property
+    def is_due(self) -> bool:
+        """Whether what was taken in is to be settled before more is: of positions, each batch."""
+        n_rows = sum(len(highest) for highest, _ in self._highest[-1])
+        return not self.by_document or n_rows >= _ROWS or n_rows * self.own_value.numel() > _UNSETTLED
+
+    def settle(self, batch: Batch) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
+        """Keep the largest of what all layers have taken in, `batch`: the rows and columns that may be kept."""
+        if self.by_document:
+            return self._settle_documents(batch)
+        row, column = (torch.cat(each) for each in zip(*self._found, strict=True))
+        self._found = []
         return row, column
+
+    def _check(self, highest: Float[Tensor, "row key"], layer: int) -> None:
+        is_finite = highest.isfinite()
+        if not is_finite.all():
+            more, key = divmod(int((~is_finite).any(0).nonzero()[0]), self.value.shape[1])
+            raise ValueError(f"coefficients are NaN or infinite: key {key} of layer {layer + more} of those scanned")
 
     def _passing(self, layer: int, x: Coefficients) -> Bool[Tensor, "row pos key"]:
         """What is larger than the least that its key keeps, and among the k largest of the batch where that is much."""
@@ -107,43 +140,42 @@ class Largest:
             passes[..., many] &= some >= kth
         return passes
 
-    def _add_documents(
-        self, layer: int, x: Coefficients, highest: Float[Tensor, "row key"], batch: Batch
-    ) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
-        group = batch.group
+    def _settle_documents(self, batch: Batch) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
+        device, n_layers = self.value.device, len(self.value)
+        parts = [[torch.cat(each) for each in zip(*layer, strict=True)] for layer in self._highest]
+        highest, columns = (torch.stack(each, 1).flatten(1) for each in zip(*parts, strict=True))
+        self._highest = [[] for _ in range(n_layers)]
+        self._check(highest, 0)
         goes_on = int(batch.document[0]) == int(self.document)
-        n_groups = int(group[-1]) + 1
+        n_groups = int(batch.group[-1]) + 1
+        first = torch.searchsorted(batch.group, torch.arange(n_groups)).to(device)
+        group, place, context = (each.to(device) for each in (batch.group, batch.place, batch.context))
         best = highest.new_zeros(n_groups, highest.shape[1])
         best.scatter_reduce_(0, group[:, None].expand_as(highest), highest, "amax")
-        wins = (highest == best[group]) & (highest > self.value[layer, :, -1])
+        wins = (highest == best[group]) & (highest > self.value[..., -1].flatten())
         if goes_on:
-            wins &= (highest > self.own_value[layer]) | (group > 0)[:, None]
+            wins &= (highest > self.own_value.flatten()) | (group > 0)[:, None]
         nth = wins.cumsum(0)
-        before = (nth - wins.long())[torch.searchsorted(group, torch.arange(n_groups, device=group.device))]
+        before = (nth - wins.long())[first]
         row, key = (wins & (nth - before[group] == 1)).nonzero(as_tuple=True)
-        column = x[row, :, key].argmax(-1)  # of equals the first
-        shape = x.shape[2], n_groups + (not goes_on)
-        value, place = x.new_zeros(shape), torch.full(shape, -1, device=x.device)
-        context = torch.zeros_like(place)
-        value[:, 0], place[:, 0] = self.own_value[layer], self.own_place[layer]
-        context[:, 0] = self.own_context[layer]
+        column = columns[row, key]
+        shape = highest.shape[1], n_groups + (not goes_on)
+        candidates = [highest.new_zeros(shape), torch.full(shape, -1, device=device), place.new_zeros(shape)]
+        own = [self.own_value, self.own_place, self.own_context]
+        new = [highest[row, key], place[row, column], context[row, column]]
         at = group[row] + (not goes_on)
-        value[key, at], place[key, at] = highest[row, key], batch.place[row, column]
-        context[key, at] = batch.context[row, column]
-        self.own_value[layer], self.own_place[layer] = value[:, -1], place[:, -1]
-        self.own_context[layer] = context[:, -1]
-        self._join(layer, value[:, :-1], place[:, :-1], context[:, :-1])
+        for held, each, some in zip(candidates, own, new, strict=True):
+            held[:, 0] = each.flatten()
+            held[key, at] = some
+            each.copy_(held[:, -1].view_as(each))
+        self.document = batch.document[-1]
+        self._join(slice(0, n_layers), *(each[:, :-1] for each in candidates))
         return row, column
-
-    def end_batch(self, batch: Batch) -> None:
-        """All layers have taken in the batch."""
-        self.document = batch.document[-1].cpu()
 
     def end(self) -> None:
         """The corpus is read: so is the last document."""
-        for layer in range(len(self.value)):
-            own = (self.own_value[layer], self.own_place[layer], self.own_context[layer])
-            self._join(layer, *(x[:, None] for x in own))
+        own = (self.own_value, self.own_place, self.own_context)
+        self._join(slice(0, len(self.value)), *(x.flatten()[:, None] for x in own))
         self.own_value.zero_()
         self.own_place.fill_(-1)
         self.own_context.zero_()
@@ -163,21 +195,20 @@ class Largest:
             place, value, context = (x.gather(1, order) for x in parts)
             self.value[layer], self.place[layer], self.context[layer] = self._best(value, place, context)
 
-    def _join(self, layer: int, *candidates: Tensor) -> None:
+    def _join(self, layers: slice, *candidates: Tensor) -> None:
         """Candidates [key candidate] stand later in the corpus than all that is kept, and in its order where equal."""
-        keys = (candidates[0] > self.value[layer, :, -1:]).any(1).nonzero()[:, 0]
-        kept = self.value[layer], self.place[layer], self.context[layer]
+        kept = [x[layers].flatten(0, 1) for x in (self.value, self.place, self.context)]  # views
+        keys = (candidates[0] > kept[0][:, -1:]).any(1).nonzero()[:, 0]
         joined = [torch.cat((x[keys], new[keys]), 1) for x, new in zip(kept, candidates, strict=True)]
         for x, best in zip(kept, self._best(*joined), strict=True):
             x[keys] = best
 
     def _best(self, value: Tensor, place: Tensor, context: Tensor) -> Candidates:
         if self.by_document:
-            first = torch.ones(value.shape[1], value.shape[1], dtype=torch.bool, device=value.device).triu(1)
-            one, other = value[:, :, None], value[:, None]
-            is_before = (one > other) | ((one == other) & first)
-            is_same = context[:, :, None] == context[:, None]
-            value = value.masked_fill((is_same & is_before & (one > 0)).any(1), 0)
+            ordered = context.sort(1).values  # 0 where none is
+            is_again = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != 0)
+            for keys in is_again.any(1).nonzero()[:, 0].split(_KEYS_AT_ONCE):
+                value[keys] = _without_repeats(value[keys], context[keys])
         order = value.sort(dim=1, descending=True, stable=True).indices[:, : self.k]
         value, place, context = (x.gather(1, order) for x in (value, place, context))
         return value, place.masked_fill(value == 0, -1), context.masked_fill(value == 0, 0)
@@ -189,6 +220,29 @@ class Largest:
     def load(self, state: Mapping[str, Tensor]) -> None:
         for name, held in self.state().items():
             setattr(self, name, state[name].to(held, copy=True))
+
+
+def _without_repeats(
+    value: Float[Tensor, "key candidate"], context: Int[Tensor, "key candidate"]
+) -> Float[Tensor, "key candidate"]:
+    """Values, but 0 where the same context has a larger one, or an equal one before it."""
+    n = value.shape[1]
+    first = torch.ones(n, n, dtype=torch.bool, device=value.device).triu(1)
+    one, other = value[:, :, None], value[:, None]
+    is_before = (one > other) | ((one == other) & first)
+    is_same = context[:, :, None] == context[:, None]
+    return value.masked_fill((is_same & is_before & (one > 0)).any(1), 0)
+
+
+def _highest(x: Coefficients) -> tuple[Float[Tensor, "row key"], Int[Tensor, "row key"]]:
+    """The largest of every row and key, and its column; of equals the first."""
+    if x.is_cuda:
+        return x.max(1)
+    parts = torch.stack([part.amax(1) for part in x.split(_PART, 1)], 1)  # two such steps are faster than one
+    highest, part = parts.max(1)
+    columns = part[:, None] * _PART + torch.arange(_PART)[:, None]
+    within = x.gather(1, columns.clamp_(max=x.shape[1] - 1)).max(1).indices
+    return highest, part * _PART + within
 
 
 class Contexts:
@@ -257,7 +311,9 @@ class Reservoir:
         n_held, n = len(self.drawn), min(self.n, len(self.drawn) + int(batch.real.sum()))
         best = np.argpartition(every, n - 1)[:n]
         new = np.sort(best[best >= n_held])
-        free = np.setdiff1d(np.arange(n), best[best < n_held])
+        is_free = np.ones(n, bool)
+        is_free[best[best < n_held]] = False
+        free = np.flatnonzero(is_free)
         slots = torch.from_numpy(free)
         row, column = (torch.from_numpy(x) for x in np.unravel_index(new - n_held, drawn.shape))
         self.drawn, self.place = (
@@ -314,17 +370,23 @@ class Histogram:
 
     def __init__(self, n_layers: int, n_keys: int, device: torch.device) -> None:
         self.counts = torch.zeros(n_layers, n_keys, 2, N_LEVELS, dtype=torch.long, device=device)
-        self._first = torch.arange(n_keys, device=device, dtype=torch.int32) * 512
-        exponents = torch.arange(512, device=device)
-        self._level = (exponents % 256 - 127 - LOWEST).clamp(0, N_LEVELS - 1) + N_LEVELS * (exponents // 256)
+        self._first = torch.arange(n_keys, device=device, dtype=torch.int32) * 512 + 256
 
-    def add(self, layer: int, x: Float[Tensor, "*row key"]) -> None:
-        """Count what a layer's keys are."""
-        bin_ = (x.view(torch.int32) >> 23 & 511).add_(self._first).flatten().long()  # the bits of sign and exponent
+    def add(self, layer: int, x: Float[Tensor, "*row key"], real: Bool[Tensor, "*row"] | None = None) -> None:
+        """Count what a layer's keys are, where they are real."""
         found = torch.zeros(len(self._first) * 512, device=x.device)  # in float32 much faster, and exact to 2**24
-        found.scatter_add_(0, bin_, torch.ones(1, device=x.device).expand_as(bin_))
-        counts = self.counts[layer].flatten(1)
-        counts.index_add_(1, self._level, found.view(-1, 512).long())
+        x, at_once = x.flatten(0, -2), _AT_ONCE.get(x.device.type, x.numel())
+        one = torch.ones(1, device=x.device) if real is None else real.flatten()[:, None].to(x)
+        for first in range(0, len(x), at_once):
+            bits = x[first : first + at_once].view(torch.int32)
+            bin_ = torch.empty(bits.shape, dtype=torch.long, device=x.device)
+            torch.add(bits >> 23, self._first, out=bin_)  # the exponent, less 256 if the sign is negative
+            weight = one if real is None else one[first : first + at_once]
+            found.scatter_add_(0, bin_.flatten(), weight.expand(bin_.shape).reshape(-1))
+        of_sign = found.view(-1, 2, 256).flip(1)
+        low, high = LOWEST + 128, LOWEST + N_LEVELS + 126  # exponents, as float32 has them, of the inner levels
+        smaller, larger = of_sign[..., :low].sum(-1, keepdim=True), of_sign[..., high:].sum(-1, keepdim=True)
+        self.counts[layer] += torch.cat((smaller, of_sign[..., low:high], larger), -1).long()
 
     def merge(self, other: "Histogram") -> None:
         """Take in that of another part of the corpus."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
@@ -243,6 +244,7 @@ class _Scan:
         n = about["reservoir"]
         self.reservoir = Reservoir(n, *shape, about["seed"], model.device) if n else None
         self.histogram = Histogram(*shape, model.device) if about["histogram"] else None
+        self.unsettled: list[tuple[Batch, Tensor]] = []  # and which of its positions the reservoir keeps
         self.read = {"rows": 0, "tokens": 0, "documents": 0, "corpus": ""}
 
     @property
@@ -260,15 +262,15 @@ class _Scan:
                 own, n_tokens = self._counted(passage, done)
                 if finished is None and own:
                     self._take(passage, own)
-                    if self.contexts.is_large:
-                        self._forget()
                 bar.update(n_tokens)
                 if kept is not None and finished is None and own and time.monotonic() - last >= _EVERY:
+                    self._settle()
                     kept.save(self)
                     last = time.monotonic()
         if done is not None and (self.read["rows"] < done["rows"] or (finished and self.read["rows"] > done["rows"])):
             raise ValueError(_ANOTHER_CORPUS)
         if finished is None:
+            self._settle()
             self.largest.end()
             self._forget()
             return None
@@ -301,19 +303,18 @@ class _Scan:
         inner = tokens[:, self.n_bos :]
         place = numbers[:, None] * self.about["n_ctx"] + torch.arange(inner.shape[1])
         batch = Batch(inner, mask[:, self.n_bos :], place, passage.document[rows], passage.start[rows])
-        here, device = batch.to(self.model.device), self.model.device
+        device = self.model.device
         wanted = torch.zeros_like(batch.real) if self.reservoir is None else self.reservoir.draw(batch)
-        found = torch.zeros_like(here.real)
-        blank = None if batch.is_whole else ~here.real[..., None]
+        real, place = None if batch.is_whole else batch.real.to(device), batch.place.to(device)
 
         def take(x: Tensor, point: HookPoint) -> None:
             layer, x = self.layers.index(point.layer()), x.float()[:, self.n_bos :]
             if self.reservoir is not None:
                 self.reservoir.add(layer, x)
             if self.histogram is not None:
-                self.histogram.add(layer, x if blank is None else x[here.real])
+                self.histogram.add(layer, x, real)
             signed = x if self.about["sign"] == 1 else -x
-            found[self.largest.add(layer, signed if blank is None else signed.masked_fill(blank, 0), here)] = True
+            self.largest.add(layer, signed if real is None else signed.where(real[..., None], 0), place)
 
         points = [f"blocks.{layer}.mlp.hook_post" for layer in self.layers]
         with self.model.recording(points, take):
@@ -323,8 +324,23 @@ class _Scan:
                 attention_mask=None if mask.all() else mask.to(device),
                 stop_at_layer=max(self.layers) + 1,
             )
-        self.largest.end_batch(batch)
-        self.contexts.add(batch, wanted | found.cpu())
+        self.unsettled.append((batch, wanted))
+        if self.largest.is_due:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Join what was read to what is kept."""
+        if not self.unsettled:
+            return
+        batches, wanted = zip(*self.unsettled, strict=True)
+        whole = Batch.joined(batches)
+        row, column = (x.cpu() for x in self.largest.settle(whole))
+        chosen = torch.cat([F.pad(each, (0, whole.real.shape[1] - each.shape[1])) for each in wanted])
+        chosen[row, column] = True
+        self.contexts.add(whole, chosen)
+        self.unsettled = []
+        if self.contexts.is_large:
+            self._forget()
 
     def _forget(self) -> None:
         """Contexts that no key needs any more."""

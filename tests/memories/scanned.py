@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +58,16 @@ def killed(folder: str, n_batches: int) -> None:
     """Dies when so many batches are read, in the next one."""
     module = sys.modules["interp.memories.triggers"]
     module._EVERY = 0.0  # type: ignore[attr-defined]
-    end_batch, n_read = scan.Largest.end_batch, 0
+    settle, n_read = scan.Largest.settle, 0
 
-    def counted(self: scan.Largest, batch: scan.Batch) -> None:
+    def counted(self: scan.Largest, batch: scan.Batch) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal n_read
         n_read += 1
         if n_read > n_batches:
             os.kill(os.getpid(), signal.SIGKILL)
-        end_batch(self, batch)
+        return settle(self, batch)
 
-    scan.Largest.end_batch = counted  # type: ignore[method-assign]
+    scan.Largest.settle = counted  # type: ignore[method-assign]
     scanned(folder=folder)
 
 
@@ -77,7 +76,7 @@ def one_of_several(rank: int, n: int, meeting: str, failing: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=n)
     found: dict[str, Any] = {}
     if rank == failing:
-        scan.Largest.end_batch = _fault  # type: ignore[method-assign]
+        scan.Largest.settle = _fault  # type: ignore[method-assign]
     for per in ("document", "position"):
         try:
             each = scanned(per=per, folder=f"{meeting}.{per}")
@@ -92,7 +91,7 @@ def _fault(*_: object) -> None:
     raise ValueError("a fault of one")
 
 
-def same(one: Triggers, other: Triggers, but: Callable[[str], bool] = lambda name: False) -> None:
+def same(one: Triggers, other: Triggers) -> None:
     """Assert that two scans found the same."""
     assert one.about == other.about
     assert one.tensors.keys() == other.tensors.keys()

@@ -37,8 +37,8 @@ def read(x: torch.Tensor, index: torch.Tensor, cuts: list[int], by_document: boo
             kept = Largest(N_LAYERS, N_KEYS, K, by_document, CPU)
             kept.load(state)
             for layer in range(N_LAYERS):
-                kept.add(layer, x[layer, some], rows(some))
-            kept.end_batch(rows(some))
+                kept.add(layer, x[layer, some], PLACE[some])
+            kept.settle(rows(some))
     kept.end()
     return kept
 
@@ -77,8 +77,13 @@ def test_parts_of_a_corpus_merge_into_the_whole(kind: str, n_parts: int, by_docu
 def test_a_coefficient_that_is_no_number_is_refused() -> None:
     x = COEFFICIENTS["all different"][0].clone()
     x[3, 2, 1] = torch.nan
-    with pytest.raises(ValueError, match="key 1"):
-        Largest(1, N_KEYS, K, True, CPU).add(0, x, rows(torch.arange(N_ROWS)))
+    every = rows(torch.arange(N_ROWS))
+    for by_document in (True, False):
+        kept = Largest(2, N_KEYS, K, by_document, CPU)
+        kept.add(0, x.nan_to_num(0.0), PLACE)
+        with pytest.raises(ValueError, match="key 1 of layer 1 of those scanned"):  # noqa: PT012
+            kept.add(1, x, PLACE)
+            kept.settle(every)
 
 
 @pytest.mark.parametrize("cuts", CUTS, ids=lambda cuts: f"{len(cuts) - 1} batches")

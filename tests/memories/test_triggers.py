@@ -190,14 +190,14 @@ def test_a_scan_killed_in_the_middle_goes_on_where_it_stood(tmp_path: Path, n_ba
         == -9
     )
     n_read = 0
-    end_batch = MODULE.Largest.end_batch
+    settle = MODULE.Largest.settle
 
-    def counted(self: Any, batch: Any) -> None:
+    def counted(self: Any, batch: Any) -> Any:
         nonlocal n_read
         n_read += len(batch.tokens)
-        end_batch(self, batch)
+        return settle(self, batch)
 
-    monkeypatch.setattr(MODULE.Largest, "end_batch", counted)
+    monkeypatch.setattr(MODULE.Largest, "settle", counted)
     found = scanned(folder=tmp_path, batch_size=2)
     assert n_read == found.about["rows"] - 3 * n_batches
     same(found, scanned())
