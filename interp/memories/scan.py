@@ -25,7 +25,8 @@ _MANY = 4  # times k
 _PART = 16  # columns
 _AT_ONCE = {"cpu": 128}  # positions whose coefficients stay in the processor's cache
 _KEYS_AT_ONCE = 2**10  # whose candidates are compared in pairs
-_ROWS, _UNSETTLED = 64, 2**21  # rows, and rows times keys, before they are joined to what is kept
+_UNSETTLED = {"cpu": 2**21, "cuda": 2**24}  # rows times keys that wait to be joined to what is kept
+_ROWS = 2**9  # that wait, at most
 _COMPACTED = 2**16  # kept contexts that are looked through for those that no key needs any more
 N_LEVELS, LOWEST = 32, -16  # a histogram's: sizes from 2**LOWEST on, each twice the one before
 
@@ -92,6 +93,7 @@ class Largest:
         self.own_context = torch.zeros_like(self.own_place)
         self._highest: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(n_layers)]  # of rows not yet settled
         self._found: list[tuple[Tensor, Tensor]] = []
+        self._most = _UNSETTLED.get(device.type, 2**21)
 
     def add(self, layer: int, x: Coefficients, place: Int[Tensor, "row pos"]) -> None:
         """Take in what a layer's keys are at these places of the corpus."""
@@ -114,7 +116,7 @@ class Largest:
     def is_due(self) -> bool:
         """Whether what was taken in is to be settled before more is: of positions, each batch."""
         n_rows = sum(len(highest) for highest, _ in self._highest[-1])
-        return not self.by_document or n_rows >= _ROWS or n_rows * self.own_value.numel() > _UNSETTLED
+        return not self.by_document or n_rows >= _ROWS or n_rows * self.own_value.numel() > self._most
 
     def settle(self, batch: Batch) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
         """Keep the largest of what all layers have taken in, `batch`: the rows and columns that may be kept."""
@@ -301,7 +303,7 @@ class Reservoir:
         self.drawn = np.empty(0, np.uint64)
         self.place = torch.empty(0, dtype=torch.long)
         self.coefficients = torch.zeros(n, n_layers, n_keys, dtype=torch.float16, device=device)
-        self._new: tuple[Tensor, Tensor, Tensor] = (self.place, self.place, self.place)
+        self._new: tuple[Tensor, ...] = (self.place, self.place, self.place)
 
     def draw(self, batch: Batch) -> Bool[Tensor, "row pos"]:
         """Which positions of a batch are kept, until others are."""
@@ -322,7 +324,7 @@ class Reservoir:
         )
         self.drawn[free], self.place[slots] = every[new], batch.place[row, column]
         device = self.coefficients.device
-        self._new = slots.to(device), row.to(device), column.to(device)
+        self._new = tuple(x.to(device, non_blocking=True) for x in (slots, row, column))
         wanted = torch.zeros_like(batch.real)
         wanted[row, column] = True
         return wanted

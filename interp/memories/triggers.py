@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -303,9 +304,9 @@ class _Scan:
         inner = tokens[:, self.n_bos :]
         place = numbers[:, None] * self.about["n_ctx"] + torch.arange(inner.shape[1])
         batch = Batch(inner, mask[:, self.n_bos :], place, passage.document[rows], passage.start[rows])
-        device = self.model.device
         wanted = torch.zeros_like(batch.real) if self.reservoir is None else self.reservoir.draw(batch)
-        real, place = None if batch.is_whole else batch.real.to(device), batch.place.to(device)
+        here = partial(Tensor.to, device=self.model.device, non_blocking=True)  # else each would wait for the device
+        real, place = None if batch.is_whole else here(batch.real), here(batch.place)
 
         def take(x: Tensor, point: HookPoint) -> None:
             layer, x = self.layers.index(point.layer()), x.float()[:, self.n_bos :]
@@ -319,9 +320,9 @@ class _Scan:
         points = [f"blocks.{layer}.mlp.hook_post" for layer in self.layers]
         with self.model.recording(points, take):
             self.model(
-                tokens.to(device),
+                here(tokens),
                 return_type=None,
-                attention_mask=None if mask.all() else mask.to(device),
+                attention_mask=None if mask.all() else here(mask),
                 stop_at_layer=max(self.layers) + 1,
             )
         self.unsettled.append((batch, wanted))
@@ -377,7 +378,7 @@ class _Scan:
         if self.reservoir is not None:
             order = self.reservoir.place.argsort()
             tensors["sampled"] = torch.searchsorted(contexts["place"], self.reservoir.place[order])
-            tensors["sample"] = self.reservoir.state()["sample"].cpu()[order]
+            tensors["sample"] = self.reservoir.coefficients[order.to(self.model.device)].cpu()
         if self.histogram is not None:
             tensors["counts"] = self.histogram.counts.cpu()
         return self.about | self.read, tensors

@@ -3,6 +3,7 @@
 1. The base run is made once; its stream before every layer and its keys and values are kept.
 2. A row boards at the layer that its first edit touches, from the base run's stream, with the tokens from its first
    changed position on: what lies before is as in the base run.
+   Where launching work costs more than doing it, it begins a little earlier: rows that begin together go together.
 3. The tokens of all rows on board are packed side by side without padding. To the blocks they are one long sequence;
    attention alone knows rows, and looks at the base run's keys and values for what lies before a row's first token.
 4. In the last layer only the positions that the metric reads ask, and only their logits are computed.
@@ -29,6 +30,7 @@ from interp.model.attention import Attention, Pass
 from interp.model.inputs import allowed_attention, positions
 from interp.model.rotary import rotation
 
+_GROUP = {"cuda": 1.2e10}  # floating-point operations that take as long as the steps of a group of its own
 _TOGETHER = 2**9  # tokens of two runs; in so few, reading the weights takes most of the time
 
 
@@ -123,6 +125,8 @@ class Base:
         board = min((_layer(point, n_layers) for point, _, _ in acts), default=n_layers)
         if not self.is_packed and acts:
             start = board = 0
+        if start < self.n_pos:
+            start -= start % self.grain
         return Prepared(row.prompt, start, board, [*self._outer_acts(row.prompt, start, board), *acts])
 
     def unchanged(self, prompt: int) -> "Prepared":
@@ -153,6 +157,13 @@ class Base:
         if key not in self._new:
             self._new[key] = edit.source, (edit.source.to(here.device) != here).any(-1).cpu()
         return self._new[key][1]
+
+    @cached_property
+    def grain(self) -> int:
+        """Rows begin at multiples of it: on a GPU, groups are fewer for it, and the few more tokens cost less."""
+        block = self.model.blocks[0]
+        per_token = 2 * sum(p.numel() for p in block.parameters())
+        return max(1, int((_GROUP.get(self.model.device.type, 0) / per_token) ** 0.5))
 
     @cached_property
     def allowed(self) -> dict[bool, Bool[Tensor, "#prompt 1 query_pos key_pos"]]:

@@ -1,4 +1,7 @@
-"""Speed on a CUDA device beside Hugging Face's GPT-2 with sdpa, eager and compiled: `python -m tests.gpu.bench`."""
+"""Speed on a CUDA device: `python -m tests.gpu.bench`, or parts of it: `python -m tests.gpu.bench sweeps lens`."""
+
+import sys
+from collections.abc import Callable
 
 import torch
 import transformers
@@ -6,10 +9,8 @@ from torch import Tensor, nn
 
 from interp import GPTConfig, HookedGPT
 from interp.training import TrainingConfig
-from tests.bench import training
-from tests.bench.generation import main as generation
+from tests.bench import generation, heads, lens, memories, patching, training
 from tests.bench.model import SMALL, TINY, forward_and_backward, one_token_step
-from tests.bench.patching import main as sweeps
 from tests.bench.plain_gpt import PlainGPT
 from tests.bench.timing import in_turn, report
 from tests.huggingface import from_gpt2, hf_gpt2
@@ -71,13 +72,13 @@ def compare_training() -> None:
     report("training step of GPT-2 small, against plain PyTorch, compiled alike", found, rival_found, 1 / 0.98)
 
 
-def main() -> None:
-    torch.manual_seed(0)
+def compare_steps() -> None:
     for title, (sizes, n_rows, steps) in training.SHAPES.items():
         training.compare(title, sizes, n_rows, steps, device="cuda")
-    compare_training()
-    where = torch.cuda.get_device_name()
-    print(f"{where}, torch {torch.__version__}, transformers {transformers.__version__}; medians: ours, theirs, ratio")
+
+
+def compare_models() -> None:
+    """Beside Hugging Face's GPT-2 with sdpa."""
     for dtype in (torch.float32, torch.bfloat16):
         theirs = hf_gpt2(**SMALL).to("cuda", dtype)
         ours = from_gpt2(theirs).cuda()
@@ -85,9 +86,6 @@ def main() -> None:
             compare(ours, theirs, torch.randint(0, ours.cfg.d_vocab, shape, device="cuda"))
         times = one_token_step(ours, theirs, 512)
         report(f"one token after 512, {dtype}, against Hugging Face", times["ours"], times["theirs"], 1.05)
-        compare_compiled(ours, theirs, torch.randint(0, ours.cfg.d_vocab, (4, 128), device="cuda"))
-        generation("cuda", dtype)
-    sweeps("cuda", torch.bfloat16)
     theirs = hf_gpt2(**TINY).cuda()
     ours = from_gpt2(theirs).cuda()
     tokens = torch.randint(0, ours.cfg.d_vocab, (1, 16), device="cuda")
@@ -95,6 +93,34 @@ def main() -> None:
         rivals = {"theirs": lambda: theirs(tokens, use_cache=False).logits, "ours": lambda: ours(tokens)}
         times = in_turn(rivals, rounds=20, inner=20)
     report("2 layers, width 64, 16 tokens: forward, against Hugging Face", times["ours"], times["theirs"], 0.7)
+
+
+def compare_compiled_models() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        theirs = hf_gpt2(**SMALL).to("cuda", dtype)
+        ours = from_gpt2(theirs).cuda()
+        compare_compiled(ours, theirs, torch.randint(0, ours.cfg.d_vocab, (4, 128), device="cuda"))
+
+
+PARTS: dict[str, Callable[[], None]] = {
+    "model": compare_models,
+    "compiled": compare_compiled_models,
+    "generation": lambda: generation.main("cuda", torch.bfloat16, rounds=3),
+    "steps": compare_steps,
+    "training": compare_training,
+    "sweeps": lambda: patching.main("cuda", torch.bfloat16),
+    "memories": lambda: memories.main("cuda", n_batches=200),
+    "heads": lambda: heads.main("cuda"),
+    "lens": lambda: lens.main("cuda"),
+}
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    where = torch.cuda.get_device_name()
+    print(f"{where}, torch {torch.__version__}, transformers {transformers.__version__}; medians: ours, theirs, ratio")
+    for part in sys.argv[1:] or PARTS:
+        PARTS[part]()
 
 
 if __name__ == "__main__":

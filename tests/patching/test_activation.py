@@ -192,6 +192,22 @@ def test_a_row_that_begins_between_the_positions_a_metric_reads_is_run() -> None
     assert found.attrs["rows"] == 3 * 5
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_rows_that_begin_together_with_others_are_the_runs_made_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokens, wanted = variant(name, torch.float64), some_tokens(), torch.tensor([[6, 3]] * 3)
+    monkeypatch.setattr(engine, "_GROUP", {"cpu": 9 * 2 * sum(p.numel() for p in model.blocks[0].parameters())})
+    _, cache = model.run_with_cache(tokens.roll(1, 0))
+    rows = [
+        Row(pos % 3, (Patch(Site(point, layer, pos=pos), cache[point, layer]),))
+        for point in ("resid_pre", "z") for layer in range(2) for pos in range(7)
+    ]  # fmt: skip
+    base = Base(model, tokens)
+    assert {base.prepared(row).start for row in rows} == {0, 3, 6, 7}
+    assert_as_alone(model, tokens, None, rows, wanted)
+
+
 def test_two_runs_made_together_are_the_runs_made_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     model, clean, mask = variant("llama", torch.float64), some_tokens(), padded("left")
     names = ["blocks.1.hook_resid_pre", "blocks.0.attn.hook_pattern"]
