@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: test quick lint bench clean
+.PHONY: test quick lint heads bench clean
 
 test: lint
 	$(BIN)/pytest
@@ -14,6 +14,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+heads: $(INSTALLED)
+	$(BIN)/streamlit run dashboards/heads.py
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.bench.imports
