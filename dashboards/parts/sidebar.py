@@ -8,6 +8,7 @@ from dashboards.parts import models
 from dashboards.parts.state import Chosen, Opened, Trouble, kept, show
 from dashboards.parts.strip import strip
 from interp import HookedGPT
+from interp.plots.theme import seen
 
 
 def sidebar() -> None:
@@ -34,7 +35,7 @@ def sidebar() -> None:
         likeliest = kept(opened.fingerprint, found, likeliest_at, (loaded.model, found, q), (q,))
         target = _token("target", "Target token", loaded.model, likeliest[0])
         foil = _token("foil", "Foil token", loaded.model, next(token for token in likeliest if token != target))
-    strip(labels, key="prompt_strip", selected=q)
+    strip(labels, key="prompt_strip", selected=q, sets="q", name="Prompt: click the token to read at")
     if isinstance(target, Trouble):
         return show(opened, target)
     if isinstance(foil, Trouble):
@@ -74,7 +75,7 @@ def _read(model: HookedGPT, prompt: str, bos: bool) -> Tensor | Trouble:
 def _labels(model: HookedGPT, tokens: Tensor) -> list[str]:
     if model.tokenizer is None:
         return [str(token) for token in tokens[0].tolist()]
-    return model.to_str_tokens(tokens[0])
+    return list(map(seen, model.to_str_tokens(tokens[0])))
 
 
 def _token(key: str, label: str, model: HookedGPT, likeliest: int) -> int | Trouble:

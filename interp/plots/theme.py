@@ -112,7 +112,12 @@ def about(attrs: Mapping[Any, Any], *more: str) -> str:
 
 def visible(token: str, longest: int = 12) -> str:
     """A token as a figure can show it: its spaces and line breaks seen, cut, and read as text alone."""
-    return plain(token.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍"), longest)
+    return plain(seen(token), longest)
+
+
+def seen(token: str) -> str:
+    """A token whose spaces, line breaks and other characters without a shape are seen; it is no markup yet."""
+    return "".join(char if char.isprintable() and char != " " else _shape(char) for char in token)
 
 
 def plain(text: str, longest: int = 28) -> str:
@@ -148,6 +153,11 @@ def ticks(texts: Sequence[str], most: int) -> dict[str, Any]:
 def in_words(names: Sequence[Any]) -> str:
     """Axes or variables as messages list them."""
     return "[" + " ".join(map(str, names)) + "]"
+
+
+def _shape(char: str) -> str:
+    known = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
+    return known.get(char) or (chr(0x2400 + ord(char)) if ord(char) < 32 else f"U+{ord(char):04X}")
 
 
 def _position(label: str, longest: int) -> str:

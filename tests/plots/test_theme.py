@@ -6,7 +6,7 @@ import numpy as np
 from xarray import DataArray
 
 from interp import plots
-from interp.plots.theme import broken, visible
+from interp.plots.theme import broken, seen, visible
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -44,6 +44,12 @@ def test_tokens_are_shown_as_text_with_their_spaces() -> None:
     assert visible(" a\n\tb\r") == "·a⏎⇥b␍"
     assert visible("<b>&$x$") == "&lt;b&gt;&amp;&#36;x&#36;"
     assert visible("a" * 40) == "a" * 11 + "…"
+
+
+def test_characters_without_a_shape_are_named() -> None:
+    assert visible("a\x00b") == "a␀b"
+    assert visible("\u202eabc") == "U+202Eabc"  # it would turn the text around
+    assert seen("<b>\u200bé") == "<b>U+200Bé"
 
 
 def test_long_titles_are_broken_into_lines() -> None:
