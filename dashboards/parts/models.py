@@ -1,47 +1,235 @@
-"""The models that can be put on show, by name."""
+"""The models that can be put on show: those that come along, those in one folder, an upload, a name on the hub.
+
+1. Names of models that come along or lie under the allowed folder are known at once; no other path is ever opened.
+2. What is uploaded or downloaded joins the list of the session that asked for it.
+3. A model's declared size is compared with the memory that is free before anything of that size is made.
+4. Whatever goes wrong is told in two sentences, and the model before stays on show.
+"""
 
 import inspect
-from dataclasses import dataclass
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import streamlit as st
+from huggingface_hub.constants import ENDPOINT
 
 from interp import HookedGPT, zoo
+from interp.config import GPTConfig
+from interp.loading import downloaded, open_checkpoint
 from interp.zoo.planted import Planted
 
-PLANTED = "planted/"
 DEFAULT = "stdlib-4l"
-DEFAULT_PROMPT = "def area(width, height):\n    return width *"  # the design's
+PLANTED, FOLDER, UPLOAD, HUB = "planted/", "folder/", "upload/", "hub/"
+HUB_HOST = re.sub(r"^https?://", "", ENDPOINT)
+
+# How uploaded files are named where they are read: never as their sender named them.
+_JSON = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json")
 
 
-def names() -> list[str]:
-    """All that can be opened without asking anybody: trained models, then those set by hand."""
-    trained = sorted(zoo.bundled(), key=lambda name: (name != DEFAULT, name))
-    return trained + [
-        PLANTED + name for name in sorted(zoo.planted.__all__) if inspect.isfunction(getattr(zoo.planted, name))
-    ]
+@dataclass(frozen=True)
+class Trouble:
+    """Why something cannot be shown, in a sentence, what helps, in another, and what can be done about it at once."""
+
+    cause: str
+    cure: str
+    offers: tuple[
+        tuple[str, Mapping[str, str | None]], ...
+    ] = ()  # a button's words, and what it writes into which field
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model, and how it was planted if it was."""
+    """A model, its fingerprint, and how it was planted if it was."""
 
     model: HookedGPT
+    fingerprint: str
     planted: Planted | None = None
 
 
+def names() -> list[str]:
+    """All that this session can open without asking anybody: trained models, planted ones, and what was added."""
+    trained = sorted(zoo.bundled(), key=lambda name: (name != DEFAULT, name))
+    found = [FOLDER + path.relative_to(root() or "").as_posix() for path in folders()]
+    return [*trained, *found, *_added(), *(PLANTED + name for name in planted())]
+
+
+def planted() -> dict[str, Callable[..., Any]]:
+    """The makers of models set by hand, by name."""
+    makers = {name: getattr(zoo.planted, name) for name in sorted(zoo.planted.__all__)}
+    return {name: maker for name, maker in makers.items() if inspect.isfunction(maker) and name != "successor_lists"}
+
+
+def root() -> Path | None:
+    """The one folder whose models may be opened: `-- --models FOLDER` after the command, or INTERP_MODELS."""
+    arguments = sys.argv[1:]
+    given = arguments[arguments.index("--models") + 1 :][:1] if "--models" in arguments else []
+    where = given[0] if given else os.environ.get("INTERP_MODELS", "")
+    return Path(where).expanduser().resolve() if where else None
+
+
+def folders() -> list[Path]:
+    """The model folders under the allowed one, up to two levels down."""
+    top = root()
+    found = [*top.glob("*/config.json"), *top.glob("*/*/config.json")] if top and top.is_dir() else []
+    return sorted(file.parent for file in found if file.parent.resolve().is_relative_to(top or ""))[:200]
+
+
+def inside(name: str) -> Path:
+    """The folder of this name under the allowed one; raise for any other."""
+    top = root()
+    if top is None:
+        raise ValueError("No folder of models is open: start with `-- --models FOLDER`, or set INTERP_MODELS")
+    if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{name!r} is no plain name of a folder inside of the models' folder")
+    path = top / name
+    if not path.is_dir():
+        raise FileNotFoundError(f"There is no folder {name!r} inside of the models' folder")
+    for each in (path, *path.iterdir()):
+        if not each.resolve().is_relative_to(top):
+            raise ValueError(f"{name!r} is, or holds, a link that leads out of the models' folder")
+    return path
+
+
+def open_model(name: str) -> Loaded | Trouble:
+    """The model of this name, or why there is none."""
+    try:
+        return _added()[name] if name in _added() else _opened(name)
+    except Exception as error:  # a file can be wrong in every way there is
+        return told(error)
+
+
+def add_folder(name: str) -> str | Trouble:
+    """The name by which a folder inside of the allowed one is known from now on."""
+    try:
+        path = inside(name.strip().strip("/"))
+        _check(path)
+        return FOLDER + path.relative_to(root() or "").as_posix()
+    except Exception as error:
+        return told(error)
+
+
+def add_upload(files: Iterable[tuple[str, bytes]]) -> str | Trouble:
+    """The name by which the model in these files is known from now on, in this session."""
+    files = list(files)
+    try:
+        with tempfile.TemporaryDirectory(prefix="interp-upload-") as folder:
+            for kept_as, content in _renamed(files).items():
+                (Path(folder) / kept_as).write_bytes(content)
+            loaded = _loaded(Path(folder))
+    except Exception as error:
+        return told(error, {"interp-upload-": "the upload"})
+    return _add(f"{UPLOAD}{loaded.fingerprint[:8]}", loaded)
+
+
+def add_from_hub(name: str) -> str | Trouble:
+    """The name by which a model of the hub is known from now on, in this session. This contacts the hub."""
+    try:
+        return _add(HUB + name, _loaded(downloaded(name.strip(), None, None)))
+    except Exception as error:
+        return told(error)
+
+
+def told(error: Exception, words: dict[str, str] | None = None) -> Trouble:
+    """An error in a sentence, without this machine's paths, and what helps against its kind."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if (top := root()) is not None:
+        text = text.replace(f"{top}{os.sep}", "")
+    text = re.sub(r"(?:/[\w.~-]+)+/", lambda found: _shortened(found[0], words or {}), text)
+    cure = next((cure for kinds, cure in _CURES if isinstance(error, kinds)), "Try another file; this one is damaged.")
+    return Trouble(f"{text[:600].rstrip('.')}.", cure)
+
+
+def free_memory() -> int | None:
+    """The bytes that are free on this machine, if it says so."""
+    try:
+        facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def check_size(cfg: GPTConfig) -> None:
+    """Raise if a model of this config does not fit into the memory that is free."""
+    empty = HookedGPT(replace(cfg, device="meta"))
+    n_weights = sum(weight.numel() for weight in empty.parameters())
+    needed, free = n_weights * cfg.dtype.itemsize, free_memory()
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"The config asks for {n_weights:,} weights, {needed / 2**30:,.1f} GiB; {free / 2**30:,.1f} GiB are free"
+        )
+
+
+_CURES: tuple[tuple[Any, str], ...] = (
+    (MemoryError, "Take a smaller model, or a machine with more memory."),
+    (ConnectionError, "Check the name and the network; models that come along need neither."),
+    (FileNotFoundError, "A model is a folder with config.json, model.safetensors and, for text, tokenizer.json."),
+    ((OSError, RuntimeError, EOFError), "Copy the file again; it may have been cut short."),
+)
+
+
 @st.cache_resource(max_entries=2, show_spinner="Opening the model")
-def load(name: str) -> Loaded:
-    """The model of this name."""
+def _opened(name: str) -> Loaded:
     if name.startswith(PLANTED):
-        made = getattr(zoo.planted, name.removeprefix(PLANTED))()
-        return Loaded(made.model, made) if isinstance(made, Planted) else Loaded(made)
-    return Loaded(HookedGPT.from_pretrained(name))
+        make = planted()[name.removeprefix(PLANTED)]
+        made = make(distractor_heads=3)
+        model = made.model if isinstance(made, Planted) else made
+        return Loaded(model, model.fingerprint(), made if isinstance(made, Planted) else None)
+    if name.startswith(FOLDER):
+        return _loaded(inside(name.removeprefix(FOLDER)))
+    if name not in zoo.bundled():
+        raise FileNotFoundError(f"There is no model {name!r} here")
+    model = HookedGPT.from_pretrained(name)
+    return Loaded(model, model.fingerprint())
 
 
-def default_prompt(loaded: Loaded) -> str:
-    """What a model is shown with first."""
-    if loaded.planted is not None:
-        return " ".join(map(str, loaded.planted.sample(1).tokens[0].tolist()))
-    if loaded.model.tokenizer is None:
-        return " ".join(str(i % loaded.model.cfg.d_vocab) for i in range(min(8, loaded.model.cfg.n_ctx)))
-    return DEFAULT_PROMPT
+def _loaded(folder: Path) -> Loaded:
+    _check(folder)
+    model = HookedGPT.from_pretrained(folder).check()
+    return Loaded(model, model.fingerprint())
+
+
+def _check(folder: Path) -> None:
+    """Raise unless the folder holds a model that fits its own config and this machine's memory."""
+    checkpoint = open_checkpoint(folder)
+    check_size(checkpoint.cfg)
+
+
+def _renamed(files: list[tuple[str, bytes]]) -> dict[str, bytes]:
+    """The files under the names by which a model folder's parts are known."""
+    renamed: dict[str, bytes] = {}
+    for given, content in files:
+        last = given.replace("\\", "/").rsplit("/", 1)[-1]
+        kind = last.rsplit(".", 1)[-1].lower()
+        kept_as = {"safetensors": "model.safetensors", "pt": "pytorch_model.bin", "pth": "pytorch_model.bin"}.get(
+            kind, "pytorch_model.bin" if kind == "bin" else last
+        )
+        if kept_as not in (*_JSON, "merges.txt", "model.safetensors", "pytorch_model.bin"):
+            raise ValueError(
+                f"{last!r} is no part of a model: it is one of {', '.join(_JSON)}, a weights file, merges.txt"
+            )
+        if kept_as in renamed:
+            raise ValueError(f"There are two files for {kept_as}; a model has its weights in one file here")
+        renamed[kept_as] = content
+    if not renamed:
+        raise ValueError("No file was given")
+    return renamed
+
+
+def _added() -> dict[str, Loaded]:
+    return st.session_state.setdefault("_added", {})
+
+
+def _add(name: str, loaded: Loaded) -> str:
+    """One at a time: a session keeps the model that was added last."""
+    st.session_state["_added"] = {name: loaded}
+    return name
+
+
+def _shortened(path: str, words: dict[str, str]) -> str:
+    return next((f"{word}: " for part, word in words.items() if part in path), "")

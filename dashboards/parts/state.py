@@ -13,19 +13,13 @@ import xarray
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dashboards.parts.models import Trouble
 from interp import ActivationCache, HookedGPT
+from interp.zoo.planted import Planted
 
 Result = TypeVar("Result")
 
 LARGEST = 256 * 2**20  # bytes of results that a session keeps
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """Why nothing can be shown, in a sentence, and what helps, in another."""
-
-    cause: str
-    cure: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +29,7 @@ class Opened:
     name: str
     model: HookedGPT
     fingerprint: str
+    planted: Planted | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +59,12 @@ def show(opened: Opened | Trouble, chosen: Chosen | Trouble) -> None:
 
 
 def opened() -> Opened:
-    """The model on show, with or without a prompt that it can read; a page without one stops, and says why."""
+    """The model on show, with or without a prompt that it can read; a page without one stops."""
     return _or_stop(st.session_state["_opened"])
 
 
 def chosen() -> Chosen:
-    """What is on show; a page without it stops, and says why."""
+    """What is on show; a page without it stops: why has been said above it."""
     return _or_stop(st.session_state["_chosen"])
 
 
@@ -129,6 +124,5 @@ def _run(model: HookedGPT, tokens: Tensor, *names: str) -> tuple[Tensor, Activat
 
 def _or_stop(found: Any) -> Any:
     if isinstance(found, Trouble):
-        st.warning(f"{found.cause} {found.cure}", icon=":material/info:")
         st.stop()
     return found

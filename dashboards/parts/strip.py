@@ -1,10 +1,11 @@
-"""The prompt as a row of tokens to click: a button each, drawn in the browser, so that moving over them costs nothing."""
+"""A row of tokens to click, a button each, drawn in the browser: moving over them costs nothing."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import streamlit as st
+from streamlit.components.v2 import component
 
 from interp.plots.theme import palette
 
@@ -15,7 +16,8 @@ _CSS = """
   direction: ltr; }
 .strip button { font: inherit; font-size: 13px; line-height: 18px; min-height: 26px; min-width: 24px; padding: 2px 5px;
   border: 1px solid var(--st-border-color); border-radius: 4px; background: transparent; color: var(--st-text-color);
-  cursor: pointer; white-space: pre; unicode-bidi: isolate; max-width: 22em; overflow: hidden; text-overflow: ellipsis; }
+  cursor: pointer; white-space: pre; unicode-bidi: isolate; max-width: 22em; overflow: hidden;
+  text-overflow: ellipsis; }
 .strip button:hover { border-color: var(--st-primary-color); }
 .strip button:focus-visible { outline: 2px solid var(--st-primary-color); outline-offset: 1px; }
 .strip button[aria-pressed="true"] { box-shadow: inset 0 0 0 2px var(--st-primary-color);
@@ -108,7 +110,7 @@ _HTML = """
 <span aria-hidden="true"></span></div>
 """
 
-_strip = st.components.v2.component("interp_token_strip", html=_HTML, css=_CSS, js=_JS)
+_strip = component("interp_token_strip", html=_HTML, css=_CSS, js=_JS)
 
 
 def strip(

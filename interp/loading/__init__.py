@@ -16,7 +16,7 @@ from interp.loading.files import TensorFiles, read_json
 from interp.loading.own import OURS, opened, save
 from interp.tokenization import Tokenizer
 
-__all__ = ["BUNDLED", "FAMILIES", "Checkpoint", "bundled", "open_checkpoint", "save"]
+__all__ = ["BUNDLED", "FAMILIES", "Checkpoint", "bundled", "downloaded", "open_checkpoint", "save"]
 
 
 BUNDLED = Path(__file__).parent.parent / "zoo" / "models"
@@ -33,7 +33,7 @@ def open_checkpoint(
     """The checkpoint that comes with the package, in a folder of ours or of Hugging Face's, or on its hub."""
     folder = BUNDLED / where if where in bundled() else Path(where).expanduser()
     if not folder.is_dir():
-        folder = _downloaded(os.fspath(where), revision, cache_dir)
+        folder = downloaded(os.fspath(where), revision, cache_dir)
     tensors = TensorFiles(folder)
     if OURS in tensors.metadata:
         return opened(folder, tensors)
@@ -104,7 +104,7 @@ def _tokenizer(folder: Path) -> tuple[Tokenizer | None, bool]:
     return tokenizer, tokenizer.bos_token is not None and about.get("add_bos_token", True) is not False
 
 
-def _downloaded(name: str, revision: str | None, cache_dir: str | Path | None) -> Path:
+def downloaded(name: str, revision: str | None, cache_dir: str | Path | None) -> Path:
     """The folder in the hub's cache that holds a model, downloaded if need be."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise FileNotFoundError(

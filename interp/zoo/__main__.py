@@ -1,7 +1,6 @@
 """`python -m interp.zoo RUN NAME`: make a bundled model of a finished run: weights in 16 bits, card, measures."""
 
 import json
-import shutil
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,9 @@ def bundle(run: Path, name: str, about: str) -> None:
     The card's figures are measured on the model as it is stored.
     """
     source, folder = Run(run), BUNDLED / name
-    shutil.rmtree(folder, ignore_errors=True)
+    for old in folder.glob("*"):
+        if old.name != "examples.json":  # written by hand
+            old.unlink()
     source.model().save_pretrained(folder, stored_as=torch.float16)
     model = HookedGPT.from_pretrained(folder)
     figures = _on_sums(model) if model.tokenizer is None else _on_text(model)
