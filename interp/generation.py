@@ -1,5 +1,6 @@
 """Sampling, a token at a time, over a KV cache."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -48,19 +49,50 @@ class Sampling:
 
     def distribution(self, logits: Logits, seen: Tokens, is_real: Bool[Tensor, "batch pos"] | None = None) -> Logits:
         """The probabilities that the next token is drawn from; the order of filters is that of `transformers`."""
+        return deque(self._stages(logits, seen, is_real), maxlen=1)[0][1]
+
+    def stages(
+        self, logits: Logits, seen: Tokens, is_real: Bool[Tensor, "batch pos"] | None = None
+    ) -> dict[str, Logits]:
+        """What `distribution` makes of the logits, step by step, by the name of each step that was taken.
+
+        Divided by the temperature, logits are relative to the largest. The last step is "probability".
+        """
+        return dict(self._stages(logits, seen, is_real))
+
+    def _stages(self, logits: Logits, seen: Tokens, is_real: Tensor | None) -> Iterator[tuple[str, Tensor]]:
         logits = logits.float()
+        yield "logit", logits
         if self.repetition_penalty != 1:
             logits = penalise(logits, seen, self.repetition_penalty, is_real)
+            yield "repetition penalty", logits
         if self.temperature == 0:
-            return torch.zeros_like(logits).scatter(1, logits.argmax(-1, keepdim=True), 1.0)
+            yield "probability", torch.zeros_like(logits).scatter(1, logits.argmax(-1, keepdim=True), 1.0)
+            return
         logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # finite, however cold
-        if self.top_k is not None:
-            logits = keep_top_k(logits, self.top_k)
-        if self.top_p is not None:
-            logits = keep_top_p(logits, self.top_p)
-        if self.min_p is not None:
-            logits = keep_min_p(logits, self.min_p)
-        return logits.softmax(-1)
+        yield "temperature", logits
+        filters = {
+            "top k": (keep_top_k, self.top_k),
+            "top p": (keep_top_p, self.top_p),
+            "min p": (keep_min_p, self.min_p),
+        }
+        for name, (keep, bound) in filters.items():
+            if bound is not None:
+                logits = keep(logits, bound)
+                yield name, logits
+        yield "probability", logits.softmax(-1)
+
+
+def drawn(probs: Logits, random: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """The token at which the probabilities, added up in the order of the vocabulary, first exceed a number in [0, 1).
+
+    One number decides a row, so that a choice can be looked up; multinomial sampling in torch takes one a token.
+    """
+    sums = probs.double().cumsum(-1)
+    if not bool(sums[:, -1].isfinite().all()):
+        raise ValueError("the probabilities of the next token are not finite: the logits hold NaN or infinity")
+    threshold = random.double()[:, None] * sums[:, -1:]  # a hair below 1 where rounding left the sum there
+    return torch.searchsorted(sums, threshold, right=True)[:, 0].clamp(max=probs.shape[-1] - 1)
 
 
 def penalise(logits: Logits, seen: Tokens, penalty: float, is_real: Bool[Tensor, "batch pos"] | None = None) -> Logits:
@@ -95,14 +127,70 @@ class Generation:
     """What was generated: the tokens with their prompt, the new ones' log-probabilities, and what else was asked for.
 
     Log-probabilities are the model's own, in float32, before temperature and filters. Where a row had ended, they are 0
-    and its tokens are padding; `lengths` counts each row's new tokens up to its end.
+    and its tokens are padding; `lengths` counts each row's new tokens up to its end. `random` are the numbers in [0, 1)
+    that chose the tokens, as in `drawn`; without chance, at temperature 0, they are NaN.
     """
 
     tokens: Tokens
     log_probs: Float[Tensor, "batch new"]
     lengths: Int[Tensor, " batch"]
+    random: Float[Tensor, "batch new"]
     text: list[str] | None
     cache: Any = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a token was chosen: what was made of the logits step by step, and where among them a number fell."""
+
+    token: int
+    random: float  # in [0, 1); NaN without chance
+    stages: dict[str, Float[Tensor, " d_vocab"]]  # as `Sampling.stages` names them
+    below: Float[Tensor, " d_vocab"]  # the probability of all tokens before this one in the vocabulary
+    log_prob: float  # the model's own
+
+
+def explained(model: Any, sampling: Sampling, generation: Generation, row: int = 0, step: int = 0) -> Choice:
+    """How a token of a generation was chosen, from one more pass of the model over what came before it.
+
+    The generation is of one prompt, without padding. Hooks in force act, as they did when it was made.
+    """
+    n_new, n_ctx = generation.log_probs.shape[1], model.cfg.n_ctx
+    if not 0 <= step < int(generation.lengths[row]):
+        raise ValueError(f"step={step}; row {row} has the steps 0 to {int(generation.lengths[row]) - 1}")
+    at = generation.tokens.shape[1] - n_new + step
+    before = generation.tokens[row : row + 1, :at]
+    with torch.no_grad():
+        logits = model(before[:, -n_ctx:], last_only=True)[:, -1]
+    token, stages = int(generation.tokens[row, at]), sampling.stages(logits, before)
+    probs = stages["probability"].double()
+    return Choice(
+        token,
+        float(generation.random[row, step]),
+        {name: values[0] for name, values in stages.items()},
+        (probs.cumsum(-1) - probs)[0],
+        float(logits.float().log_softmax(-1)[0, token]),
+    )
+
+
+def runners_up(
+    model: Any, sampling: Sampling, generation: Generation, row: int = 0, top: int = 3
+) -> list[list[tuple[int, float]]]:
+    """At each step of a row, the likeliest tokens that were not taken, with the probabilities they were drawn by.
+
+    From one pass: for generations of one prompt that fit into the context.
+    """
+    n_new, length = generation.log_probs.shape[1], int(generation.lengths[row])
+    n_prompt = generation.tokens.shape[1] - n_new
+    tokens = generation.tokens[row : row + 1, : n_prompt + length]
+    with torch.no_grad():
+        logits = model(tokens[:, :-1])[0, n_prompt - 1 :]
+    n_before = torch.arange(n_prompt, n_prompt + length, device=tokens.device)
+    was_before = torch.arange(n_prompt + length, device=tokens.device) < n_before[:, None]
+    probs = sampling.distribution(logits, tokens.expand(length, -1), was_before)
+    left = probs.scatter(1, tokens[0, n_prompt:, None], 0.0).topk(min(top, probs.shape[1]))
+    pairs = [list(zip(*each, strict=True)) for each in zip(left.indices.tolist(), left.values.tolist(), strict=True)]
+    return [[(token, prob) for token, prob in each if prob > 0] for each in pairs]
 
 
 class Ends:
@@ -165,8 +253,8 @@ def generated(
     seed: int | None,
     slides: bool,
     record: Callable[..., Tensor] | None,
-) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, " batch"], Bool[Tensor, " batch"]]]:
-    """At each step: the new tokens, their log-probabilities, and which rows had ended before.
+) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, " batch"], Bool[Tensor, " batch"], Float[Tensor, " batch"]]]:
+    """At each step: the new tokens, their log-probabilities, which rows had ended before, and what was thrown.
 
     The caller holds the hooks' context while it asks for the next step; nothing is entered across a yield.
     """
@@ -183,14 +271,15 @@ def generated(
             run = model if record is None else record
             logits = run(fed, attention_mask=fed_mask, past_kv_cache=past, last_only=True)[:, -1]
             probs = sampling.distribution(logits, tokens, is_real)
-            chosen = (
-                probs.argmax(-1) if sampling.temperature == 0 else torch.multinomial(probs, 1, generator=random)[:, 0]
-            )
+            thrown = torch.full((n_rows,), torch.nan, dtype=torch.float64, device=tokens.device)
+            if sampling.temperature != 0:
+                thrown = torch.rand(n_rows, dtype=torch.float64, device=tokens.device, generator=random)
+            chosen = probs.argmax(-1) if sampling.temperature == 0 else drawn(probs, thrown)
             log_probs = logits.float().log_softmax(-1).gather(1, chosen[:, None])[:, 0]
         had_ended = has_ended
         chosen = chosen.masked_fill(had_ended, pad)
         has_ended = ends.after(chosen, had_ended)
-        yield chosen, log_probs.masked_fill(had_ended, 0.0), had_ended
+        yield chosen, log_probs.masked_fill(had_ended, 0.0), had_ended, thrown
         if ends.can_come and bool(has_ended.all()):
             return
         tokens = torch.cat((tokens, chosen[:, None]), 1)

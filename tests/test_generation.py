@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from interp import HookedGPT, KVCache
-from interp.generation import Sampling, current_step
+from interp.generation import Sampling, current_step, drawn, explained, runners_up
 from interp.tokenization import Tokenizer
 from tests.families import saved_model
 from tests.variants import some_tokens, variant
@@ -105,6 +105,48 @@ def test_samples_follow_the_distribution_and_their_seed(model: HookedGPT) -> Non
     drawn = many.tokens[:, -1].bincount(minlength=257) / 4000
     assert (drawn - probs).abs().max() < 0.03
     assert set(drawn.nonzero()[:, 0].tolist()) == set(probs.nonzero()[:, 0].tolist())
+
+
+def test_one_number_says_which_token_is_drawn() -> None:
+    probs = torch.tensor([[0.0, 0.25, 0.0, 0.5, 0.25, 0.0]])
+    for random, token in {0.0: 1, 0.249: 1, 0.25: 3, 0.5: 3, 0.75: 4, 1 - 2**-53: 4}.items():
+        assert drawn(probs, torch.tensor([random], dtype=torch.float64)).tolist() == [token], random
+    with pytest.raises(ValueError, match="not finite"):
+        drawn(probs * torch.nan, torch.tensor([0.5]))
+
+
+@pytest.mark.parametrize("choices", [{"temperature": 0.7, "top_k": 9, "top_p": 0.8}, {"repetition_penalty": 1.5}])
+def test_a_choice_is_explained_from_the_logits_to_the_number_that_decided(
+    model: HookedGPT, choices: dict[str, Any]
+) -> None:
+    found = model.generate("ab", 45, num_return_sequences=2, seed=3, return_type="full", stop_at_eos=False, **choices)
+    for row, step in ((0, 0), (1, 7), (0, 44)):
+        choice = explained(model, Sampling(**choices), found, row, step)
+        at = found.tokens.shape[1] - 45 + step
+        logits = model(found.tokens[row : row + 1, :at])[0, -1]
+        torch.testing.assert_close(choice.stages["logit"], logits, rtol=1e-5, atol=1e-5)
+        assert choice.token == int(found.tokens[row, at])
+        probs = choice.stages["probability"]
+        assert choice.below[choice.token] <= choice.random < choice.below[choice.token] + probs[choice.token]
+        assert choice.log_prob == pytest.approx(float(found.log_probs[row, step]), abs=1e-4)
+    assert list(choice.stages)[-1] == "probability"
+    for step, others in enumerate(runners_up(model, Sampling(**choices), found, 1)):
+        probs = explained(model, Sampling(**choices), found, 1, step).stages["probability"]
+        probs[found.tokens[1, found.tokens.shape[1] - 45 + step]] = 0
+        expected = [prob for prob in probs.topk(3).values.tolist() if prob > 1e-9]
+        assert [prob for _, prob in others if prob > 1e-9] == pytest.approx(expected, rel=1e-3)
+        assert all(probs[token] == pytest.approx(prob, rel=1e-3) for token, prob in others)
+    assert ("top k" in choice.stages) == ("top_k" in choices)
+
+
+def test_without_chance_no_number_is_thrown(model: HookedGPT) -> None:
+    found = model.generate("ab", 5, temperature=0, return_type="full")
+    assert found.random.isnan().all()
+    choice = explained(model, Sampling(temperature=0), found, 0, 2)
+    assert choice.stages["probability"][choice.token] == 1
+    assert list(choice.stages) == ["logit", "probability"]
+    with pytest.raises(ValueError, match="steps 0 to 4"):
+        explained(model, Sampling(temperature=0), found, 0, 5)
 
 
 def test_log_probs_are_the_models_own(model: HookedGPT) -> None:

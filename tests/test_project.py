@@ -17,7 +17,7 @@ LAYERS = [
     {"hooks", "recording", "cache", "metrics", "tokenization"},
     {"interventions", "generation", "loading"},
     {"model"},
-    {"results", "passages", "cards"},
+    {"results", "passages", "cards", "checks"},
     {"weights", "training"},
     {"patching", "lens", "heads", "memories", "zoo"},
     {"plots"},

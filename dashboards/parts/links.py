@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import streamlit as st
 from streamlit.components.v2 import component
 
 from dashboards.parts import models
+from dashboards.parts.state import version
 from dashboards.parts.words import plain
 
 LONGEST_PROMPT = 4000  # characters; a longer one is in the state file alone
@@ -33,7 +33,7 @@ _copy = component(
 <button type="button">Copy link</button>
 """,
     css="""
-button { font: inherit; font-family: var(--st-font); color: var(--st-text-color); background: transparent; width: 100%;
+button { font: 14px var(--st-font); color: var(--st-text-color); background: transparent; width: 100%;
   border: 1px solid var(--st-border-color); border-radius: var(--st-button-radius, 8px); min-height: 40px;
   cursor: pointer; }
 button:hover, button:focus-visible { border-color: var(--st-primary-color); color: var(--st-primary-color); }
@@ -97,8 +97,8 @@ def state() -> dict[str, Any]:
     """What a link says, and what it cannot."""
     fields = {name: st.session_state[name] for name in FIELDS if st.session_state.get(name) is not None}
     return {
-        "interp": _version("interp"),
-        "torch": _version("torch"),
+        "interp": version("interp"),
+        "torch": version("torch"),
         "fingerprint": st.session_state["_opened"].fingerprint,
         "fields": fields,
     }
@@ -136,10 +136,3 @@ def _open_state() -> None:
     for name, value in fields.items():
         st.session_state[name] = value
     st.session_state["_asked"] = fields.get("model", models.DEFAULT), str(content.get("fingerprint") or "")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -26,6 +26,7 @@ from interp.zoo.planted import Planted
 
 DEFAULT = "stdlib-4l"
 PLANTED, FOLDER, UPLOAD, HUB = "planted/", "folder/", "upload/", "hub/"
+DISTRACTORS = 3  # heads with random weights in each layer of a planted model: something to find it among
 HUB_HOST = re.sub(r"^https?://", "", ENDPOINT)
 
 # How uploaded files are named where they are read: never as their sender named them.
@@ -177,7 +178,7 @@ _CURES: tuple[tuple[Any, str], ...] = (
 def _opened(name: str) -> Loaded:
     if name.startswith(PLANTED):
         make = planted()[name.removeprefix(PLANTED)]
-        made = make(distractor_heads=3)
+        made = make(distractor_heads=DISTRACTORS)
         model = made.model if isinstance(made, Planted) else made
         return Loaded(model, model.fingerprint(), made if isinstance(made, Planted) else None)
     if name.startswith(FOLDER):

@@ -21,6 +21,9 @@ LONGEST = 200_000  # characters of a prompt that are looked at
 def sidebar() -> None:
     """Draw the sidebar and the prompt, and put on show what they say."""
     links.read_link()
+    if added := st.session_state.pop("_take_model", None):
+        st.session_state["model"] = added
+        _forget_prompt()
     with st.sidebar:
         name = st.selectbox(
             "Model",
@@ -109,7 +112,9 @@ def _chosen(opened: Opened) -> Chosen | Trouble:
     assert isinstance(target, int)
     assert isinstance(foil, int)
     is_dark = st.context.theme.type == "dark"
-    return Chosen(opened.name, model, opened.fingerprint, prompt, tokens, labels, q, target, foil, bos, is_dark)
+    return Chosen(
+        opened.name, model, opened.fingerprint, prompt, tokens, labels, q, target, foil, bos, is_dark, opened.planted
+    )
 
 
 def _prompt(opened: Opened) -> tuple[str, bool]:

@@ -1,5 +1,6 @@
 """What every page reads: the model, the prompt, the position; and what was computed from them, kept within bounds."""
 
+import importlib.metadata
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
@@ -47,6 +48,7 @@ class Chosen:
     foil: int  # what it is compared with, the second likeliest unless another is named
     bos: bool  # whether the first token was put there
     is_dark: bool
+    planted: Planted | None = None  # how the model was made, if it was set by hand
 
     @property
     def theme(self) -> Literal["light", "dark"]:
@@ -66,6 +68,29 @@ def opened() -> Opened:
 def chosen() -> Chosen:
     """What is on show; a page without it stops: why has been said above it."""
     return _or_stop(st.session_state["_chosen"])
+
+
+def about() -> dict[str, Any]:
+    """What a file that leaves the dashboard says about itself."""
+    model, now = st.session_state["_opened"], st.session_state["_chosen"]
+    said = {
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "interp": version("interp"),
+        "torch": version("torch"),
+    }
+    if isinstance(now, Chosen):
+        said |= {"prompt": now.prompt, "begins with BOS": now.bos, "position": now.q}
+        said |= {"target": now.target, "foil": now.foil}
+    return said
+
+
+def version(package: str) -> str:
+    """The version that is installed, if it is."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def cached(fn: Callable[..., Result], *key: Hashable) -> Result:

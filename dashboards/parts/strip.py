@@ -1,6 +1,6 @@
 """A row of tokens to click, a button each, drawn in the browser: moving over them costs nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -121,14 +121,18 @@ def strip(
     selected: int | None = None,
     colour: Literal["sequential", "diverging"] = "sequential",
     sets: str | None = None,
+    also: Mapping[str, Any] | None = None,
     name: str = "Prompt",
     of: str = "",
+    notes: Sequence[str] | None = None,
     is_dark: bool | None = None,
 ) -> int | None:
-    """The place in the strip that was just clicked, if one was; with `sets`, it is also written to that widget's state.
+    """The place in the strip that was just clicked, if one was; with `sets`, it is also written to that widget's
+    state, and what `also` says to that of others.
 
     Each token is coloured by its value, between 0 and 1 (or the largest, if that is more), or symmetrically about 0;
-    `of` says what the values are. A widget that a click sets stands in the same fragment as the strip, or both in none.
+    `of` says what the values are, `notes` what else is told of each token under the mouse. A widget that a click sets
+    stands in the same fragment as the strip, or both in none.
     """
     numbers = None if values is None else np.asarray(values, dtype=float)
     if numbers is not None and numbers.shape != (len(labels),):
@@ -136,7 +140,9 @@ def strip(
     dark = st.context.theme.type == "dark" if is_dark is None else is_dark
     fills, inks = (None, None) if numbers is None else colours(numbers, colour, dark)
     said = [
-        f"{i} {label}" + ("" if numbers is None else f"  {of or 'value'} {numbers[i]:.4g}")
+        f"{i} {label}"
+        + ("" if numbers is None else f"  {of or 'value'} {numbers[i]:.4g}")
+        + ("" if notes is None else f"  {notes[i]}")
         for i, label in enumerate(labels)
     ]
     data = {
@@ -148,7 +154,7 @@ def strip(
         "page": PAGE,
         "name": name,
     }
-    result: Any = _strip(key=key, data=data, on_clicked_change=_setting(key, sets))
+    result: Any = _strip(key=key, data=data, on_clicked_change=_setting(key, sets, also or {}))
     return None if result.clicked is None else int(result.clicked)
 
 
@@ -172,9 +178,11 @@ def colours(values: np.ndarray, colour: str, is_dark: bool) -> tuple[list[str], 
     return [f"rgb({r},{g},{b})" for r, g, b in rgb.tolist()], ["#111418" if light else "#ffffff" for light in is_light]
 
 
-def _setting(key: str, sets: str | None) -> Callable[[], None]:
+def _setting(key: str, sets: str | None, also: Mapping[str, Any]) -> Callable[[], None]:
     def set_it() -> None:
         if sets is not None and st.session_state[key].clicked is not None:
             st.session_state[sets] = int(st.session_state[key].clicked)
+            for other, value in also.items():
+                st.session_state[other] = value
 
     return set_it

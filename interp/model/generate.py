@@ -129,7 +129,7 @@ class Generates(TextInterface):
         def pieces() -> Iterator[Any]:
             streams = [TextStream(self._tokenizer(), prompt) for prompt in prompts] if as_text else []
             while (step := context.run(next, steps, None)) is not None:
-                chosen, _, had_ended = step
+                chosen, _, had_ended, _ = step
                 if not as_text:
                     yield chosen
                     continue
@@ -149,7 +149,7 @@ class Generates(TextInterface):
         parts: list[dict[str, Tensor]],
         eos: int | None,
     ) -> Generation:
-        chosen, log_probs, had_ended = (torch.stack(column, 1) for column in zip(*new, strict=True))
+        chosen, log_probs, had_ended, random = (torch.stack(column, 1) for column in zip(*new, strict=True))
         lengths = (~had_ended).sum(1)
         tokens = torch.cat((prompt, chosen), 1)
         cache = None
@@ -167,4 +167,4 @@ class Generates(TextInterface):
                 ended = chosen[row, :length].tolist()
                 begun = begun[1:] if begun and begun[0] == bos else begun
                 text.append(self.tokenizer.decode(begun + (ended[:-1] if ended[-1] == eos else ended)))
-        return Generation(tokens, log_probs, lengths, text, cache)
+        return Generation(tokens, log_probs, lengths, random, text, cache)

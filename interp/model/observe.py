@@ -118,14 +118,17 @@ class Observed(Generates):
 
     def describe_hooks(self) -> "Table":
         """A table of every hook point: its name, axes and formula, and when it is computed."""
+        table = [("name", "axes", "computed", "formula"), *self.hook_table()]
+        widths = [max(len(row[i]) for row in table) for i in range(3)]
+        return Table("\n".join("  ".join(c.ljust(w) for c, w in zip(row, [*widths, 0], strict=True)) for row in table))
+
+    def hook_table(self) -> list[tuple[str, str, str, str]]:
+        """Name, axes, when it is computed, and formula of every hook point; those of all layers are one row."""
         rows: dict[str, tuple[str, str, str]] = {}
         for name, point in self.hook_dict.items():
             shared = name.replace(f"blocks.{point.layer()}.", "blocks.{layer}.") if name.startswith("blocks.") else name
             rows[shared] = (point.axes, "on demand" if point.on_demand else "always", point.formula)
-        header = ("name", "axes", "computed", "formula")
-        table = [header, *((name, *row) for name, row in rows.items())]
-        widths = [max(len(row[i]) for row in table) for i in range(3)]
-        return Table("\n".join("  ".join(c.ljust(w) for c, w in zip(row, [*widths, 0], strict=True)) for row in table))
+        return [(name, *row) for name, row in rows.items()]
 
     def cache_size(self, tokens: Tensor, names_filter: Names | None = None) -> int:
         """The bytes that `run_with_cache` would keep for these tokens."""

@@ -8,6 +8,7 @@ except ImportError as error:
 from interp.plots.attention import attention_arcs, head_pattern
 from interp.plots.bars import attribution_bars, bars
 from interp.plots.cards import head_card
+from interp.plots.circuits import circuit_graph
 from interp.plots.curves import training_curves
 from interp.plots.graphs import composition_graph
 from interp.plots.heads import corpus_offsets, head_scores
@@ -22,6 +23,7 @@ __all__ = [
     "attention_arcs",
     "attribution_bars",
     "bars",
+    "circuit_graph",
     "composition_graph",
     "corpus_offsets",
     "head_card",
