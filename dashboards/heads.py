@@ -13,7 +13,7 @@ if str(HERE.parent) not in sys.path:
 st.set_page_config(page_title="interp", page_icon=HERE / "icon.png", layout="wide")
 
 # Less room above and beside the page than streamlit leaves.
-st.html("<style>[data-testid=stMainBlockContainer] { padding: 3rem 2.5rem 4rem }</style>")
+st.html("<style>[data-testid=stMainBlockContainer] { padding: 4.2rem 2.5rem 4rem }</style>")
 
 from dashboards.parts.sidebar import sidebar  # noqa: E402  torch takes a second: the frame is drawn first
 

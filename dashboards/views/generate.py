@@ -188,10 +188,10 @@ def page() -> None:
     for i, length in enumerate(lengths):
         show_sample(now, choices, found, i, length, step if i == row else None)
     st.subheader(f"How token {step} was chosen" + (f", in sample {row}" if len(lengths) > 1 else ""))
-    columns = st.columns(2)
+    columns = st.columns(4)
+    columns[0].number_input("Step", 0, None, 0, key="step", bind="query-params", help="Or click a token above.")
     if len(lengths) > 1:
-        columns[0].number_input("Sample", 0, len(lengths) - 1, 0, key="row", bind="query-params")
-    columns[1].number_input("Step", 0, None, 0, key="step", bind="query-params", help="Or click a token above.")
+        columns[1].number_input("Sample", 0, len(lengths) - 1, 0, key="row", bind="query-params")
     choice = cached(choice_of, choices, row, step)
     numbers(table_of(now, choice), key="steps", caption=caption_of(now, choice), code=code_of(now, choices, row, step))
 

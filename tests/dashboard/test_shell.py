@@ -1,14 +1,327 @@
 """The dashboard's shell: what is always on screen, and what it puts on show."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from streamlit.testing.v1 import AppTest
+import pytest
+import torch
 
-ENTRY = Path(__file__).parents[2] / "dashboards" / "heads.py"
+from interp import HookedGPT, zoo
+from interp.tokenization import Tokenizer
+from tests.dashboard.app import healthy, opened, shown
+from tests.dashboard.browser import ROOT, Watched
+from tests.variants import variant
+
+PROMPT = "def area(width, height):\n    return width *"
 
 
-def test_it_opens_on_the_bundled_model() -> None:
-    at = AppTest.from_file(str(ENTRY), default_timeout=60).run()
-    assert not at.exception
-    assert at.selectbox(key="model").value == "stdlib-4l"
-    assert at.session_state["_chosen"].q == len(at.session_state["_chosen"].labels) - 1
+def warnings(at: Any) -> str:
+    return " ".join(each.value for each in at.warning).replace("\\", "")
+
+
+def test_it_opens_on_the_bundled_model_and_the_likeliest_tokens() -> None:
+    at = opened()
+    now = shown(at)
+    assert (now.name, now.prompt, now.bos) == ("stdlib-4l", PROMPT, True)
+    model = HookedGPT.from_pretrained("stdlib-4l")
+    assert now.fingerprint == model.fingerprint()
+    assert torch.equal(now.tokens, model.to_tokens(PROMPT))
+    top = model(PROMPT)[0, -1].topk(2).indices.tolist()
+    assert (now.q, [now.target, now.foil]) == (12, top)
+    assert now.labels[1:5] == ["def", "·are", "a", "("]
+    assert at.query_params["fp"] == now.fingerprint[:8]
+
+
+def test_a_link_puts_its_state_on_show() -> None:
+    now = shown(opened(prompt="x = y", bos="false", q="1", target=" height", foil=" width"))
+    model = now.model
+    assert now.tokens.tolist() == [model.tokenizer.encode("x = y")]
+    assert (now.q, now.bos) == (1, False)
+    assert [now.target, now.foil] == [model.to_single_token(" height"), model.to_single_token(" width")]
+
+
+def test_a_link_to_other_weights_is_warned_of_and_one_to_these_is_not() -> None:
+    fingerprint = shown(opened()).fingerprint[:8]
+    assert "made with other weights" in warnings(opened(fp="00000000"))
+    assert not opened(fp=fingerprint).warning
+    at = opened(fp="00000000")
+    at.selectbox(key="model").set_value("planted/induction").run()
+    assert not healthy(at).warning
+
+
+def test_a_link_to_a_model_that_is_not_here_says_so() -> None:
+    for name in ("gpt2", "folder/../../etc", "/etc/passwd", "<script>alert(1)</script>"):
+        at = opened(model=name)
+        assert shown(at).name == "stdlib-4l"
+        assert "names a model that is not here" in at.toast[0].value
+        assert "<script>" not in at.toast[0].value
+
+
+@pytest.mark.parametrize(
+    "name", ["planted/induction", "planted/modular_addition", "modular-addition", "planted/sink_head"]
+)
+def test_models_without_a_tokenizer_read_token_ids(name: str) -> None:
+    at = opened(model=name)
+    now = shown(at)
+    assert now.prompt.split() == [str(token) for token in now.tokens[0].tolist()] == now.labels
+    at.text_area(key="prompt").set_value("1 x 99999 -3").run()
+    assert "token ids; what is not: x, 99999, -3" in warnings(healthy(at))
+    at.text_area(key="prompt").set_value("1, 0").run()
+    assert shown(healthy(at)).tokens.tolist() == [[1, 0]]
+
+
+def test_every_model_that_comes_along_opens() -> None:
+    at = opened()
+    for name in at.selectbox(key="model").options:
+        at.selectbox(key="model").set_value(name).run()
+        assert shown(healthy(at)).name == name
+
+
+def test_an_empty_prompt_is_said_and_the_first_token_alone_is_offered() -> None:
+    at = opened()
+    at.text_area(key="prompt").set_value("").run()
+    assert "There is no prompt. Type one, or pick an example." in warnings(healthy(at))
+    (offer,) = [button for button in at.button if "first token alone" in button.label]
+    offer.click().run()
+    assert shown(healthy(at)).tokens.shape == (1, 1)
+    at.text_area(key="prompt").set_value("x").run()
+    at.text_area(key="prompt").set_value("").run()
+    assert at.warning
+    at.toggle(key="bos").set_value(False).run()
+    assert not [button for button in healthy(at).button if "first token alone" in button.label]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<script>alert(1)</script><img src=x onerror=alert(1)>",
+        "\u202eright to left\u200b",
+        "🧠👩\u200d💻 é ü 漢字",
+        "a\x00b\x07",
+        ":red[hi] $x^2$ **bold** [link](javascript:alert(1)) :material/bolt:",
+        " " * 40,
+        "\n\n\t\r",
+    ],
+)
+def test_hostile_prompts_are_read_as_text(prompt: str) -> None:
+    at = opened(model="stdlib-4l", target="", prompt="x")
+    at.text_area(key="prompt").set_value(prompt).run()
+    now = shown(healthy(at))
+    assert now.tokens.tolist() == [[now.model.tokenizer.bos_token_id, *now.model.tokenizer.encode(prompt)]]
+    assert len(now.labels) == now.tokens.shape[1]
+    assert all(char.isprintable() for label in now.labels for char in label)
+
+
+def test_a_prompt_beyond_the_context_loses_its_first_tokens_and_says_so() -> None:
+    at = opened()
+    long = "spam and eggs " * 7200
+    at.text_area(key="prompt").set_value(long).run()
+    now = shown(healthy(at))
+    ids = now.model.tokenizer.encode(long)
+    assert len(long) > 100_000
+    assert now.tokens.tolist() == [[now.model.tokenizer.bos_token_id, *ids[-255:]]]
+    assert f"first {len(ids) - 255:,} tokens are left out" in warnings(at)
+    assert "prompt" not in at.query_params
+    at.text_area(key="prompt").set_value("short").run()
+    assert not healthy(at).warning
+
+
+def test_a_target_of_several_tokens_shows_its_pieces_and_takes_one() -> None:
+    at = opened()
+    at.text_input(key="target").set_value(" heights").run()
+    assert "Target token" in warnings(healthy(at))
+    assert "is 2 tokens: ·height, s. Name one of them" in warnings(at)
+    next(button for button in at.button if "Take ·height" in button.label).click().run()
+    assert shown(healthy(at)).target == shown(at).model.to_single_token(" height")
+
+
+def test_a_position_past_the_prompt_reads_its_last_token() -> None:
+    at = opened(q="200")
+    assert shown(at).q == 12
+    assert "no position 200" in at.info[0].value
+    at.number_input(key="q").set_value(3).run()
+    assert shown(healthy(at)).q == 3
+    assert not at.info
+
+
+def test_examples_fill_in_the_prompt_and_what_is_asked() -> None:
+    at = opened(q="3")
+    example = zoo.examples("stdlib-4l", shown(at).model)[1]
+    at.button(key="_example_1").click().run()
+    now = shown(healthy(at))
+    assert now.prompt == example.prompt
+    assert now.q == len(now.labels) - 1
+    assert now.target == now.model.to_single_token(example.target)
+
+
+@pytest.mark.parametrize("name", zoo.bundled())
+def test_examples_can_be_read_and_their_answers_are_tokens(name: str) -> None:
+    model = HookedGPT.from_pretrained(name)
+    for example in zoo.examples(name, model):
+        for answer in filter(None, (example.target, example.foil)):
+            assert int(answer) if model.tokenizer is None else model.to_single_token(answer)
+        if model.tokenizer is not None:
+            assert model.to_tokens(example.prompt).shape[1] <= model.cfg.n_ctx
+
+
+def test_characters_that_a_vocabulary_lacks_are_listed_and_can_be_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer.characters("abc def")
+    model = HookedGPT(variant("gpt2", d_vocab=tokenizer.d_vocab).cfg, tokenizer)
+    model.save_pretrained(tmp_path / "letters")
+    monkeypatch.setenv("INTERP_MODELS", str(tmp_path))
+    at = opened(model="folder/letters", prompt="abéde")
+    assert "'é' at 2" in warnings(at)
+    next(button for button in at.button if button.label == "Drop them").click().run()
+    assert shown(healthy(at)).prompt == "abde"
+
+
+def test_a_state_file_holds_what_a_link_says_and_sets_it_again() -> None:
+    from dashboards.parts.links import checked
+
+    at = opened(q="3", target=" height")
+    file = json.loads(json.dumps({"fields": {"model": "stdlib-4l", "q": 3, "target": " height", "prompt": "x" * 5000}}))
+    assert checked(file)["q"] == 3
+    for wrong in ({}, {"fields": {"_opened": "x"}}, {"fields": {"q": "3"}}, {"fields": {"bos": 1}}):
+        with pytest.raises(ValueError, match="state file"):
+            checked(wrong)
+    with pytest.raises(ValueError, match="not here: folder/x"):
+        checked({"fields": {"model": "folder/x"}})
+    assert shown(at).q == 3
+
+
+def test_results_are_kept_by_weights_tokens_and_choices_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    import streamlit as st
+
+    from dashboards.parts import state
+
+    kept: dict[str, Any] = {}
+    monkeypatch.setattr(st, "session_state", kept)
+    tokens, calls = torch.zeros(1, 600_000, dtype=torch.long), []
+    other = tokens.clone()
+    other[0, 300_000] = 1
+
+    def asked(of: torch.Tensor, *key: int) -> torch.Tensor:
+        return state.kept("f", of, _doubled, (of, calls), key)
+
+    assert torch.equal(asked(tokens), 2 * tokens)
+    assert torch.equal(asked(other), 2 * other)
+    assert torch.equal(asked(tokens), 2 * tokens)
+    assert len(calls) == 2
+    asked(tokens, 1)
+    assert len(calls) == 3
+    monkeypatch.setattr(state, "LARGEST", 12_000_000)
+    asked(tokens, 2)
+    assert len(kept["_results"]) == 2
+    with pytest.raises(ValueError, match="no name of its own"):
+        state.kept("f", tokens, lambda: 0, (), ())
+
+
+def _doubled(tokens: torch.Tensor, calls: list[int]) -> torch.Tensor:
+    calls.append(1)
+    return 2 * tokens
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 800])
+def test_every_page_opens_without_errors_or_foreign_requests(
+    dashboard: str, new_page: Callable[..., Watched], scheme: str, width: int, pictures: Path
+) -> None:
+    watched = new_page(scheme, width)
+    page = watched.open(dashboard)
+    names = page.locator('[data-testid="stSidebarNavLink"]').all_inner_texts()
+    assert len(names) >= 2
+    for i, name in enumerate(names):
+        page.locator('[data-testid="stSidebarNavLink"]').nth(i).click()
+        page.wait_for_selector(f'h1:has-text("{name.splitlines()[-1]}"), h1:has-text("stdlib-4l")')
+        watched.idle()
+        page.screenshot(path=pictures / f"{i}-{scheme}-{width}.png", full_page=True)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_a_click_in_the_strip_a_key_a_link_and_going_back_agree(
+    dashboard: str, new_page: Callable[..., Watched]
+) -> None:
+    watched = new_page()
+    page = watched.open(dashboard)
+
+    def reads(q: int) -> None:
+        page.wait_for_selector(f'.st-key-prompt_strip button[data-place="{q}"][aria-pressed="true"]')
+        watched.idle()
+        assert page.get_by_label("Read position").input_value() == str(q)
+        assert f"q={q}" in page.url
+
+    page.locator('.st-key-prompt_strip button[data-place="5"]').click()
+    reads(5)
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    reads(6)
+    page.go_back()
+    reads(5)
+    page.go_forward()
+    reads(6)
+    page.get_by_label("Read position").fill("2")
+    page.keyboard.press("Enter")
+    reads(2)
+    page.go_back()
+    reads(5)  # what is typed takes the place of what it was typed over
+    page.reload()
+    reads(5)
+    watched = new_page()
+    page = watched.open(page.url)
+    reads(5)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_hostile_tokens_are_shown_as_text(dashboard: str, new_page: Callable[..., Watched]) -> None:
+    watched = new_page()
+    dialogs: list[str] = []
+    watched.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    page = watched.open(dashboard)
+    prompt = "<img src=x onerror=alert(1)> $x$ :red[x] \u202e " + "é" * 60 + " x x"
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    page.keyboard.press("Control+Enter")
+    n_tokens = HookedGPT.from_pretrained("stdlib-4l").to_tokens(prompt).shape[1]
+    page.wait_for_selector(f'.st-key-prompt_strip button[data-place="{n_tokens - 1}"]')
+    watched.idle()
+    assert page.locator(".st-key-prompt_strip .strip button").count() == n_tokens
+    assert page.locator(".st-key-prompt_strip img").count() == 0
+    assert not dialogs
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_long_prompts_are_paged(dashboard: str, new_page: Callable[..., Watched]) -> None:
+    watched = new_page()
+    page = watched.open(dashboard)
+    page.get_by_label("Prompt", exact=True).fill("spam and eggs " * 400)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector('[data-testid="stAlert"]:has-text("left out")')
+    watched.idle()
+    assert page.locator(".st-key-prompt_strip .strip button").count() == 256
+    assert "prompt=" not in page.url
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_two_sessions_do_not_mix(dashboard: str, new_page: Callable[..., Watched]) -> None:
+    first, second = new_page(), new_page()
+    first.open(f"{dashboard}/?model=planted/induction")
+    second.open(dashboard)
+    first.page.locator('.st-key-prompt_strip button[data-place="4"]').click()
+    first.page.wait_for_selector('.st-key-prompt_strip button[data-place="4"][aria-pressed="true"]')
+    assert second.page.locator('.st-key-prompt_strip button[data-place="12"][aria-pressed="true"]').count() == 1
+    assert second.page.locator('.st-key-prompt_strip button[data-place="1"]').inner_text() == "def"
+
+
+def test_the_config_is_read_from_anywhere() -> None:
+    text = (ROOT / "dashboards" / ".streamlit" / "config.toml").read_text()
+    for line in ('address = "localhost"', "gatherUsageStats = false", "allowedHosts"):
+        assert line in text

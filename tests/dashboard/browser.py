@@ -1,0 +1,110 @@
+"""Chromium on the dashboard: a server of its own, and a page on which any foreign request or console error fails."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OURS = ("http://127.0.0.1:", "http://localhost:", "ws://127.0.0.1:", "ws://localhost:", "data:", "blob:")
+IDLE = """() => { const a = document.querySelector('[data-testid="stApp"]');
+  return a && a.dataset.testScriptState === 'notRunning' && a.dataset.testConnectionState === 'CONNECTED'
+    && !document.querySelector('[data-stale="true"]') }"""
+
+
+def chromium() -> str:
+    """Where chromium is; without it, or without playwright, the test is skipped."""
+    pytest.importorskip("playwright", reason="playwright is not installed")
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("there is no chromium here")
+    return found
+
+
+@contextmanager
+def served(log: Path, cwd: Path = ROOT, *arguments: str, env: dict[str, str] | None = None) -> Iterator[str]:
+    """The address of a dashboard that runs until the end of the block; its log holds no traceback then."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        str(ROOT / "dashboards" / "heads.py"),
+        "--server.port",
+        str(port),
+    ]
+    with log.open("w") as file:
+        server = subprocess.Popen([*command, *arguments], cwd=cwd, stdout=file, stderr=subprocess.STDOUT, env=env)
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/_stcore/health", server)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(20)
+    said = log.read_text()
+    for bad in ("Traceback", "Deprecat", "deprecat"):
+        assert bad not in said, said[-3000:]
+
+
+class Watched:
+    """A page whose requests and console are watched; `check` fails if anything was wrong."""
+
+    def __init__(self, page: Any) -> None:
+        self.page, self.foreign, self.errors = page, list[str](), list[str]()
+        page.on("request", self._request)
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("websocket", lambda socket: self._address(socket.url))
+
+    def open(self, url: str) -> Any:
+        """The page, once it is drawn and at rest."""
+        self.page.goto(url)
+        self.page.wait_for_selector('[data-testid="stSidebar"] textarea', timeout=60_000)
+        return self.idle()
+
+    def idle(self) -> Any:
+        """The page, at rest: to be asked for after a consequence of what was done has been seen."""
+        self.page.wait_for_function(IDLE, timeout=60_000)
+        return self.page
+
+    def check(self) -> None:
+        assert not self.foreign, self.foreign
+        assert not self.errors, self.errors
+        assert self.page.locator('[data-testid="stException"]').count() == 0
+
+    def _request(self, request: Any) -> None:
+        self._address(request.url)
+
+    def _address(self, url: str) -> None:
+        if not url.startswith(OURS):
+            self.foreign.append(url)
+
+    def _console(self, message: Any) -> None:
+        # Opened at the address of a page, streamlit's client looks for its server below that address first.
+        is_search = "/_stcore/" in (message.location or {}).get("url", "")
+        if message.type in ("error", "warning") and not is_search:
+            self.errors.append(f"{message.type}: {message.text}")
+
+
+def _wait_for(url: str, server: subprocess.Popen[Any]) -> None:
+    for _ in range(300):
+        assert server.poll() is None, "the server ended"
+        try:
+            with urllib.request.urlopen(url) as answer:
+                assert answer.status == 200
+                return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.1)
+    raise AssertionError("the server did not answer within 30 s")

@@ -1,0 +1,50 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.dashboard.browser import Watched, chromium, served
+
+
+@pytest.fixture(scope="session")
+def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a running dashboard, shared by all tests; it was started from another folder."""
+    chromium()
+    folder = tmp_path_factory.mktemp("dashboard")
+    with served(folder / "log", folder) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium."""
+    where = chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=where, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def new_page(browser: Any) -> Iterator[Callable[..., Watched]]:
+    """Makes pages, of browsers that know nothing of each other; each is checked at the end."""
+    made: list[Watched] = []
+
+    def make(scheme: str = "light", width: int = 1400, height: int = 900) -> Watched:
+        context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
+        made.append(Watched(context.new_page()))
+        return made[-1]
+
+    yield make
+    for watched in made:
+        watched.check()
+        watched.page.context.close()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Where screenshots go."""
+    return tmp_path
