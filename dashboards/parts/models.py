@@ -117,14 +117,13 @@ def add_folder(name: str) -> str | Trouble:
 
 def add_upload(files: Iterable[tuple[str, bytes]]) -> str | Trouble:
     """The name by which the model in these files is known from now on, in this session."""
-    files = list(files)
-    try:
-        with tempfile.TemporaryDirectory(prefix="interp-upload-") as folder:
-            for kept_as, content in _renamed(files).items():
+    with tempfile.TemporaryDirectory(prefix="interp-upload-") as folder:
+        try:
+            for kept_as, content in _renamed(list(files)).items():
                 (Path(folder) / kept_as).write_bytes(content)
             loaded = _loaded(Path(folder))
-    except Exception as error:
-        return told(error, {"interp-upload-": "the upload"})
+        except Exception as error:
+            return told(error, {folder: "the upload"})
     return _add(f"{UPLOAD}{loaded.fingerprint[:8]}", loaded)
 
 
@@ -136,12 +135,11 @@ def add_from_hub(name: str) -> str | Trouble:
         return told(error)
 
 
-def told(error: Exception, words: dict[str, str] | None = None) -> Trouble:
-    """An error in a sentence, without this machine's paths, and what helps against its kind."""
+def told(error: Exception, names: Mapping[str, str] | None = None) -> Trouble:
+    """An error in a sentence, without this machine's folders, and what helps against its kind."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if (top := root()) is not None:
-        text = text.replace(f"{top}{os.sep}", "")
-    text = re.sub(r"(?:/[\w.~-]+)+/", lambda found: _shortened(found[0], words or {}), text)
+    for folder, name in {**(names or {}), str(root()): "the models' folder", str(Path.home()): "~"}.items():
+        text = text.replace(f"{folder}{os.sep}", "").replace(folder, name)
     cure = next((cure for kinds, cure in _CURES if isinstance(error, kinds)), "Try another file; this one is damaged.")
     return Trouble(f"{text[:600].rstrip('.')}.", cure)
 
@@ -230,7 +228,3 @@ def _add(name: str, loaded: Loaded) -> str:
     """One at a time: a session keeps the model that was added last."""
     st.session_state["_added"] = {name: loaded}
     return name
-
-
-def _shortened(path: str, words: dict[str, str]) -> str:
-    return next((f"{word}: " for part, word in words.items() if part in path), "")
