@@ -6,6 +6,7 @@ from interp.heads.corpus import corpus_statistics
 from interp.heads.patterns import Patterns, patterns
 from interp.heads.roles import ROLES, detect, roles
 from interp.heads.scores import SCORES, detect_pattern, scores
+from interp.heads.xray import edge_xray
 
 __all__ = [
     "ROLES",
@@ -16,6 +17,7 @@ __all__ = [
     "corpus_statistics",
     "detect",
     "detect_pattern",
+    "edge_xray",
     "head_card",
     "patterns",
     "roles",

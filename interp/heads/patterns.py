@@ -45,6 +45,11 @@ class Patterns:
         shares = self[layer, head].float() * norms[:, None]
         return shares / shares.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
+    def terms(self, layer: int, head: int, query: int, key: int) -> Float[Tensor, "batch d_head"]:
+        """q · k / attn_scale, dimension by dimension after any rotation: they sum to the score before any cap."""
+        attn, (q, k, _) = self._of(layer, head)
+        return q[:, query] * k[:, key] / attn.cfg.attn_scale
+
     def nbytes(self) -> int:
         """The memory that is held."""
         return sum(x.nbytes for kept in self._kept.values() for x in kept)

@@ -76,6 +76,31 @@ def direct_logit_attribution(
     return found.assign_coords(known)
 
 
+@torch.no_grad()
+def toward_answer(
+    model: HookedGPT, cache: ActivationCache, layer: int, answer: Answers, wrong: Answers | None = None, pos: int = -1
+) -> Float[Tensor, "prompt head d_head"]:
+    """The direction in each head's z of a layer along which it adds to the logit, or to the difference, directly.
+
+    Its product with a head's z is what `direct_logit_attribution` says that the head adds at this position; its product
+    with a weight times a value is the part of that from one key. The cache needs the scales of norms on what layers
+    write, the final norm's, and the stream at its end.
+    """
+    run, read = CachedRun.of(model, cache, pos), _Read.of(model, answer, wrong)
+    direction = read.direction.expand(*run.own_columns.shape, -1)
+    if read.answers:
+        direction = run.back(model.ln_final, "ln_final", direction)
+    if model.cfg.norm_position == "post":  # what a layer writes goes through the norms of all later ones
+        for later in reversed(range(layer, model.cfg.n_layers)):
+            block = model.blocks[later]
+            direction = run.back(getattr(block, "ln2_post", NoNorm()), f"blocks.{later}.ln2_post", direction)
+            if later > layer:
+                direction = run.back(block.ln1_post, f"blocks.{later}.ln1_post", direction)
+    attn = model.blocks[layer].attn
+    before = run.back(model.blocks[layer].ln1_post, f"blocks.{layer}.ln1_post", direction)
+    return einsum(attn.W_O.to(before), before[:, 0], "head d_head d, prompt d -> prompt head d_head")
+
+
 @dataclass(frozen=True)
 class _Read:
     """The direction that is read: of the stream behind the final norm, or of the stream itself."""
