@@ -14,12 +14,13 @@ from interp.plots.graphs import composition_graph
 from interp.plots.heads import corpus_offsets, head_scores
 from interp.plots.heatmap import heatmap, patterns
 from interp.plots.memories import layer_trends, neuron_card
-from interp.plots.mosaic import head_mosaic
+from interp.plots.mosaic import Mosaic, head_mosaic, mosaic
 from interp.plots.streams import stream_statistics
 from interp.plots.sweeps import sweep
 from interp.plots.tables import lens_table
 
 __all__ = [
+    "Mosaic",
     "attention_arcs",
     "attribution_bars",
     "bars",
@@ -33,6 +34,7 @@ __all__ = [
     "heatmap",
     "layer_trends",
     "lens_table",
+    "mosaic",
     "neuron_card",
     "patterns",
     "stream_statistics",

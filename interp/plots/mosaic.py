@@ -38,6 +38,55 @@ def head_mosaic(
     places it covers, so that a tile has `tile` pixels a side at most. Colours go by the square root, from 0 to 1 in all
     heads, or with `relative` to what 99 of 100 pixels of each are below. `highlight` frames one (layer, head).
     """
+    found = mosaic(patterns, tokens=tokens, prompt=prompt, tile=tile, relative=relative, theme=theme)
+    colours = palette(theme)
+    figure = go.Figure(_placed(found))
+    _add_hover(figure, found)
+    _add_scale(figure, colours, found.limit, relative)
+    _set_axes(figure, found)
+    if highlight is not None:
+        _frame(figure, found, highlight, colours)
+    n_heads = len(found.layers) * len(found.heads)
+    n_queries, n_keys = found.shape
+    notes = [
+        f"tiles: {n_queries} queries down, {n_keys} keys across",
+        f"a pixel: the largest of {found.pooled} × {found.pooled}" if found.pooled > 1 else "",
+        "each head's own scale, to its 99th percentile" if relative else "one scale for all heads",
+        f"prompt {prompt} of {found.n_prompts}" if found.n_prompts > 1 else "",
+        f"framed: L{highlight[0]}H{highlight[1]}" if highlight is not None else "",
+        "grey: not finite" if found.has_gaps else "",
+    ]
+    heading = title or f"Attention of {n_heads:,} heads"
+    return framed(figure, theme, heading, about(getattr(patterns, "attrs", {}), *notes))
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """The picture alone, for pages that place it themselves, and what is said of its tiles."""
+
+    layers: list[int]
+    heads: list[int]
+    png: bytes
+    tile: tuple[int, int]  # pixels down and across
+    gap: int  # pixels around each tile
+    shape: tuple[int, int]  # queries and keys
+    pooled: int  # a pixel is the largest of so many places squared
+    limit: float  # what the darkest colour stands for, if all heads have one scale
+    said: list[list[str]]  # of each layer's heads, lines of markup
+    n_prompts: int
+    has_gaps: bool  # whether some numbers are not finite
+
+
+def mosaic(
+    patterns: Any,
+    *,
+    tokens: Sequence[str] | None = None,
+    prompt: int = 0,
+    tile: int | None = None,
+    relative: bool = False,
+    theme: Theme = "light",
+) -> Mosaic:
+    """The picture that `head_mosaic` draws."""
     source = head_patterns(patterns, prompt)
     n_heads = len(source.layers) * len(source.heads)
     side = tile if tile is not None else _TILE if n_heads <= _MANY_HEADS else _SMALL_TILE
@@ -49,26 +98,21 @@ def head_mosaic(
         raise ValueError("no number of the patterns is finite: there is nothing to draw")
     limit = max(1.0, float(np.nanmax(largest)))
     limit = limit if limit > 1.001 else 1.0  # attention may pass 1 by a rounding error
-    colours = palette(theme)
     own = np.array([[np.nanquantile(each.pixels, 0.99) if each.largest > 0 else 1.0 for each in row] for row in tiles])
-    figure = go.Figure(_picture(tiles, own if relative else np.full(largest.shape, limit), colours))
-    _add_hover(figure, tiles)
-    _add_scale(figure, colours, limit, relative)
-    _set_axes(figure, source)
-    if highlight is not None:
-        _frame(figure, source, highlight, colours)
-    n_queries, n_keys = tiles[0][0].shape
-    covered = -(-max(n_queries, n_keys) // side)
-    notes = [
-        f"tiles: {n_queries} queries down, {n_keys} keys across",
-        f"a pixel: the largest of {covered} × {covered}" if covered > 1 else "",
-        "each head's own scale, to its 99th percentile" if relative else "one scale for all heads",
-        f"prompt {prompt} of {source.n_prompts}" if source.n_prompts > 1 else "",
-        f"framed: L{highlight[0]}H{highlight[1]}" if highlight is not None else "",
-        "grey: not finite" if any(np.isnan(each.pixels).any() for row in tiles for each in row) else "",
-    ]
-    heading = title or f"Attention of {n_heads:,} heads"
-    return framed(figure, theme, heading, about(getattr(patterns, "attrs", {}), *notes))
+    shape, pixels = tiles[0][0].shape, tiles[0][0].pixels.shape
+    return Mosaic(
+        layers=source.layers,
+        heads=source.heads,
+        png=_picture(tiles, own if relative else np.full(largest.shape, limit), palette(theme)),
+        tile=(pixels[0], pixels[1]),
+        gap=_GAP,
+        shape=(shape[0], shape[1]),
+        pooled=-(-max(shape) // side),
+        limit=limit,
+        said=[[each.said for each in row] for row in tiles],
+        n_prompts=source.n_prompts,
+        has_gaps=any(np.isnan(each.pixels).any() for row in tiles for each in row),
+    )
 
 
 @dataclass(frozen=True)
@@ -122,7 +166,7 @@ def _said(name: str, pattern: np.ndarray, tokens: Sequence[str] | None) -> tuple
     )
 
 
-def _picture(tiles: list[list[_Tile]], limits: np.ndarray, colours: Palette) -> go.Image:
+def _picture(tiles: list[list[_Tile]], limits: np.ndarray, colours: Palette) -> bytes:
     rows, columns = tiles[0][0].pixels.shape
     n_layers, n_heads = limits.shape
     down, across = rows + _GAP, columns + _GAP
@@ -132,11 +176,17 @@ def _picture(tiles: list[list[_Tile]], limits: np.ndarray, colours: Palette) -> 
         place = np.where(np.isnan(share), _MISSING, np.rint(np.sqrt(np.nan_to_num(share)) * (_MISSING - 1)))
         top, left = _GAP + i * down, _GAP + j * across
         places[top : top + rows, left : left + columns] = place
-    source = "data:image/png;base64," + base64.b64encode(_png(places, _colours(colours))).decode()
+    return _png(places, _colours(colours))
+
+
+def _placed(found: Mosaic) -> go.Image:
+    """The picture, on axes that count layers and heads."""
+    rows, columns = found.tile
+    down, across = rows + found.gap, columns + found.gap
     return go.Image(
-        source=source,
-        x0=-(_GAP + (columns - 1) / 2) / across,
-        y0=-(_GAP + (rows - 1) / 2) / down,
+        source="data:image/png;base64," + base64.b64encode(found.png).decode(),
+        x0=-(found.gap + (columns - 1) / 2) / across,
+        y0=-(found.gap + (rows - 1) / 2) / down,
         dx=1 / across,
         dy=1 / down,
         zsmooth="fast",
@@ -170,15 +220,15 @@ def _png(places: np.ndarray, colours: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, of) for kind, of in content)
 
 
-def _add_hover(figure: go.Figure, tiles: list[list[_Tile]]) -> None:
+def _add_hover(figure: go.Figure, found: Mosaic) -> None:
     """A point that is not seen in the middle of each tile; the nearest answers the mouse, and clicks."""
-    at = [(i, j) for i in range(len(tiles)) for j in range(len(tiles[0]))]
+    at = [(i, j) for i in range(len(found.layers)) for j in range(len(found.heads))]
     figure.add_scatter(
         x=[j for _, j in at],
         y=[i for i, _ in at],
         mode="markers",
         marker={"size": 12, "opacity": 0, "symbol": "square"},
-        hovertext=[tiles[i][j].said for i, j in at],
+        hovertext=[found.said[i][j] for i, j in at],
         hovertemplate="%{hovertext}<extra></extra>",
         name="heads",
         showlegend=False,
@@ -214,7 +264,7 @@ def _add_scale(figure: go.Figure, colours: Palette, limit: float, relative: bool
     )
 
 
-def _set_axes(figure: go.Figure, source: HeadPatterns) -> None:
+def _set_axes(figure: go.Figure, source: Mosaic) -> None:
     n_layers, n_heads = len(source.layers), len(source.heads)
     common: dict[str, Any] = {"showgrid": False, "zeroline": False}
     figure.update_xaxes(
@@ -231,7 +281,7 @@ def _set_axes(figure: go.Figure, source: HeadPatterns) -> None:
         figure.update_layout(height=120 + min(_HEIGHT * n_layers, _MOST_HEIGHT))
 
 
-def _frame(figure: go.Figure, source: HeadPatterns, highlight: tuple[int, int], colours: Palette) -> None:
+def _frame(figure: go.Figure, source: Mosaic, highlight: tuple[int, int], colours: Palette) -> None:
     layer, head = highlight
     if layer not in source.layers or head not in source.heads:
         raise ValueError(f"highlight={highlight}; layers are {source.layers}, heads {source.heads}")

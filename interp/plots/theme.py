@@ -41,6 +41,18 @@ class Palette:
         at, own = np.linspace(0, len(known) - 1, n), np.arange(len(known))
         return np.rint([np.interp(at, own, channel) for channel in known.T]).astype(np.uint8).T
 
+    def colours_of(self, values: np.ndarray, low: float, high: float, is_signed: bool) -> list[list[str]]:
+        """[row column]: each number's colour where the scale goes from `low` to `high`; grey for what is not finite."""
+        names = self.diverging if is_signed else self.sequential
+        known = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in names])
+        share = np.clip((np.nan_to_num(values) - low) / ((high - low) or 1.0), 0, 1) * (len(known) - 1)
+        mixed = np.stack([np.interp(share, np.arange(len(known)), channel) for channel in known.T], -1)
+        hexes = [["#" + bytes(np.rint(colour).astype(np.uint8)).hex() for colour in row] for row in mixed]
+        return [
+            [name if np.isfinite(x) else self.missing for name, x in zip(*each, strict=True)]
+            for each in zip(hexes, values.tolist(), strict=True)
+        ]
+
     def scale_by_root(self) -> list[list[Any]]:
         """From little to much by the square root of the number, so that small numbers are told apart too."""
         shades = self.shades(33)
