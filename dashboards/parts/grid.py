@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import streamlit as st
+from streamlit.components.v2 import component
 
 from interp.plots import Mosaic
 from interp.plots.theme import Theme, palette
@@ -218,9 +219,9 @@ export default function ({ data }) {
 }
 """
 
-_grid = st.components.v2.component("interp_grid", html=HTML, css=CSS, js=JS)
+_grid = component("interp_grid", html=HTML, css=CSS, js=JS)
 # What is selected reaches the browser by itself: beside the picture it would have the picture sent again.
-_mark = st.components.v2.component("interp_grid_mark", html="", js=MARK)
+_mark = component("interp_grid_mark", html="", js=MARK)
 
 
 @dataclass(frozen=True)
@@ -278,8 +279,12 @@ def _look(z: np.ndarray | None, images: Mosaic | None, colour: Colour, scale: Sc
         raise ValueError("a grid needs numbers z, or images")
     known = scale or scale_of(z, colour)
     signed = colour == "diverging"
-    legend = {"low": f"{known.low:.3g}", "high": f"{known.high:.3g}", "title": known.title}
-    legend["colours"] = list(colours.diverging if signed else colours.sequential)
+    legend = {
+        "low": f"{known.low:.3g}",
+        "high": f"{known.high:.3g}",
+        "title": known.title,
+        "colours": list(colours.diverging if signed else colours.sequential),
+    }
     said = [[f"{x:.4g}" if np.isfinite(x) else "not computed" for x in row] for row in z.tolist()]
     return {"colours": colours.colours_of(z, known.low, known.high, signed), "said": said, "legend": legend}
 

@@ -3,6 +3,7 @@
 from interp.heads.card import HeadCard, head_card
 from interp.heads.classes import TokenClasses
 from interp.heads.corpus import corpus_statistics
+from interp.heads.effects import direct_effects, disagreement
 from interp.heads.patterns import Patterns, patterns
 from interp.heads.roles import ROLES, detect, roles
 from interp.heads.scores import SCORES, detect_pattern, scores
@@ -17,6 +18,8 @@ __all__ = [
     "corpus_statistics",
     "detect",
     "detect_pattern",
+    "direct_effects",
+    "disagreement",
     "edge_xray",
     "head_card",
     "patterns",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +14,11 @@ from interp.model import HookedGPT
 from interp.model.attention import Attention, Pass, masked, softmax
 from interp.model.inputs import check_range, checked_mask, checked_tokens, positions
 from interp.results import as_tokens
+
+if TYPE_CHECKING:
+    from xarray import Dataset
+else:
+    Dataset = Any
 
 HeadPattern = Float[Tensor, "batch query_pos key_pos"]
 
@@ -49,6 +55,22 @@ class Patterns:
         """q · k / attn_scale, dimension by dimension after any rotation: they sum to the score before any cap."""
         attn, (q, k, _) = self._of(layer, head)
         return q[:, query] * k[:, key] / attn.cfg.attn_scale
+
+    def strongest(self, layer: int, head: int, k: int = 10, *, prompt: int = 0, first: bool = True) -> Dataset:
+        """The k pairs of a prompt with the largest weights, along `rank`: `query_pos`, `key_pos` and `weight`.
+
+        Without `first`, of pairs whose key is not the first token.
+        """
+        from xarray import Dataset
+
+        pattern = self[layer, head][prompt].float().clone()
+        if not first:
+            pattern[:, 0] = 0
+        best = pattern.flatten().topk(min(k, pattern.numel()))
+        best_values = best.values[best.values > 0].cpu().numpy()
+        places = best.indices[: len(best_values)].cpu().numpy()
+        columns = {"query_pos": places // pattern.shape[1], "key_pos": places % pattern.shape[1], "weight": best_values}
+        return Dataset({name: ("rank", of) for name, of in columns.items()})
 
     def nbytes(self) -> int:
         """The memory that is held."""

@@ -48,7 +48,7 @@ def edge_xray(
     query with every key: `score`, `weight` and `direct`, what the head adds to the logit from there; -inf and 0 where
     the query sees nothing. Of the edge: `value_norm`, the length of what the value writes at a weight of 1; `base`, the
     logit at the query's position; `zeroed` and `knocked_out`, the same without the edge, the latter NaN where the query
-    sees nothing else.
+    sees nothing else. `effect` is what the edge is to the logit in each `way`: directly, and `base` less each of these.
     """
     from xarray import Dataset
 
@@ -91,10 +91,13 @@ def edge_xray(
     found: dict[str, Any] = {"term": ("dim", terms.cpu().numpy())}
     found |= {name: ("key_pos", x.cpu().numpy()) for name, x in row.items()}
     found |= {name: float(x) for name, x in of_edge.items()}
+    effects = [float(row["direct"][key]), base - zeroed, base - knocked_out]
+    found["effect"] = ("way", effects)
     about = {"method": "edge x-ray", "of": "logit" if wrong is None else "logit difference"}
     about |= {"edge": f"L{layer}H{head} {query}->{key}", "layer": layer, "head": head, "query": query, "key": key}
     about |= {"model": model.fingerprint()}
     coords = {"dim": range(len(terms)), "key_pos": token_labels(model, tokens)}
+    coords["way"] = ["direct", "zeroed", "knocked out"]
     return Dataset(found, coords=coords, attrs=about)
 
 

@@ -18,6 +18,7 @@ from interp.plots.mosaic import Mosaic, head_mosaic, mosaic
 from interp.plots.streams import stream_statistics
 from interp.plots.sweeps import sweep
 from interp.plots.tables import lens_table
+from interp.plots.xray import edge_xray
 
 __all__ = [
     "Mosaic",
@@ -27,6 +28,7 @@ __all__ = [
     "circuit_graph",
     "composition_graph",
     "corpus_offsets",
+    "edge_xray",
     "head_card",
     "head_mosaic",
     "head_pattern",

@@ -52,6 +52,8 @@ def test_an_edge_is_what_hooks_written_by_hand_say_of_it(name: str) -> None:
         assert float(found.base) == pytest.approx(difference(model(tokens)), abs=1e-10)
         assert float(found.zeroed) == pytest.approx(cut(model, tokens, layer, head, "pattern", 0), abs=1e-10)
         by_hand = cut(model, tokens, layer, head, "attn_scores", -torch.inf)
+        without = [found.base - found.direct[KEY], found.zeroed, found.knocked_out]
+        np.testing.assert_allclose(found.effect, [float(found.base - each) for each in without], atol=1e-12)
         assert float(found.knocked_out) == pytest.approx(by_hand, abs=1e-10)
 
 
