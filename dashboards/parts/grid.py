@@ -247,21 +247,30 @@ def grid(
     colour: Colour = "sequential",
     scale: Scale | None = None,
     theme: Theme = "light",
+    sets: tuple[str, str] | None = None,
     alt: str = "",
 ) -> tuple[int, int] | None:
     """Draw numbers [row column] as colours, or the tiles of a mosaic; the cell that was just picked, if one was.
 
     `text` stands in the cells, `said` is told of them when one hovers there, `letters` are marks in their corners.
-    `selected` is framed.
+    `selected` is framed. With `sets` a pick is also written to the state of these two widgets, which stand in the same
+    fragment as the grid.
     """
+    size = len(row_labels), len(column_labels)
+
+    def set_it() -> None:
+        cell = _checked(st.session_state[key].clicked, size)
+        if sets is not None and cell is not None:
+            st.session_state[sets[0]], st.session_state[sets[1]] = cell
+
     data = _look(z, images, colour, scale, theme)
     data |= {"key": key, "rows": list(row_labels), "columns": list(column_labels), "alt": alt}
     data |= {"letters": letters, "text": text, "accent": palette(theme).categories[1]}
     if said is not None:
         data["said"] = said
     with st.container(gap=None, key=f"{key}_box"):
-        found = _grid(data=data, key=key, on_clicked_change=lambda: None)
-        clicked = None if found.clicked is None else _checked(found.clicked, len(row_labels), len(column_labels))
+        found = _grid(data=data, key=key, on_clicked_change=set_it)
+        clicked = _checked(found.clicked, size)
         _mark(data={"key": key, "at": clicked or selected}, key=f"{key}_mark")
     return clicked
 
@@ -300,9 +309,9 @@ def scale_of(z: np.ndarray, colour: Colour, title: str = "") -> Scale:
     return Scale(min(0.0, float(there.min())), float(there.max()) or 1.0, title)
 
 
-def _checked(clicked: object, n_rows: int, n_columns: int) -> tuple[int, int] | None:
+def _checked(clicked: object, size: tuple[int, int]) -> tuple[int, int] | None:
     """What the browser says was picked, if it is a cell."""
     match clicked:
-        case [int(row), int(column)] if 0 <= row < n_rows and 0 <= column < n_columns:
+        case [int(row), int(column)] if 0 <= row < size[0] and 0 <= column < size[1]:
             return row, column
     return None

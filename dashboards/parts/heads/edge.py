@@ -1,0 +1,83 @@
+"""One edge of the head that is picked: from q · k to the logit, and the run without it."""
+
+import numpy as np
+import streamlit as st
+from xarray import DataArray, Dataset
+
+from dashboards.parts.figure import figure
+from dashboards.parts.heads.measured import all_patterns, xray_of
+from dashboards.parts.heads.one import check
+from dashboards.parts.snippets import opening
+from dashboards.parts.state import Chosen, cached
+from dashboards.parts.strip import strip
+from interp import plots
+
+
+def draw_edge(now: Chosen, layer: int, head: int) -> None:
+    """The keys to choose from, and the edge's x-ray."""
+    q = now.q
+    row = all_patterns()[layer, head][0, q].detach().float().cpu().numpy()
+    st.markdown(f"**Edge x-ray** of L{layer}H{head}: from the token read, {q}, to a key")
+    clicked_at = st.session_state.get("k")
+    k = int(row.argmax()) if clicked_at is None else int(clicked_at)
+    strip(
+        now.labels,
+        key="key_strip",
+        values=row,
+        selected=k,
+        sets="k",
+        of="attention",
+        name=f"Keys of L{layer}H{head}: click one",
+        is_dark=now.is_dark,
+    )
+    st.number_input(
+        "Key position",
+        0,
+        len(now.labels) - 1,
+        None,
+        key="k",
+        bind="query-params",
+        placeholder="the strongest",
+        width=200,
+    )
+    try:
+        found = cached(xray_of, layer, head, q, k, now.target, now.foil)
+    except ValueError as error:
+        st.info(f"{error}. Click a key that it looks at.", icon=":material/visibility_off:")
+        return
+    _draw_chain(found)
+    code = opening(now, "heads", "plots") + (
+        f"found = heads.edge_xray(model, tokens, {layer}, {head}, {q}, {k}, {now.target}, {now.foil})\n"
+        "figure = plots.edge_xray(found)\n"
+    )
+    off = abs(float(found.remainder))
+    caption = check(f"Terms sum to {float(found.term.sum()):.4f}, the score {float(found.before_cap):.4f}", off, 1e-3)
+    alt = f"Edge {found.attrs['edge']}: score {float(found.score[k]):.3f}, weight {float(found.weight[k]):.3f}."
+    drawn = plots.edge_xray(found, theme=now.theme, title=f"L{layer}H{head}: {q} {now.labels[q]} → {k} {now.labels[k]}")
+    table = DataArray(found.term.to_numpy(), coords={"dim": found.dim.to_numpy()}, dims="dim", name="q k / scale")
+    figure(drawn, key="edge", caption=caption, code=code, data=table, alt=alt, height=330)
+
+
+def _draw_chain(found: Dataset) -> None:
+    """The chain of numbers from scores to the logit."""
+    k = found.attrs["key"]
+    direct, zeroed, knocked_out = (float(x) for x in found.effect)
+    said = {
+        "Score": f"{float(found.score[k]):.3f}",
+        "Weight": f"{float(found.weight[k]):.3f}",
+        "Length of value": f"{float(found.value_norm):.3f}",
+        "Adds directly": f"{direct:+.3f}",
+        "Cut: weight 0": f"{-zeroed:+.3f}",
+        "Cut: knocked out": "–" if np.isnan(knocked_out) else f"{-knocked_out:+.3f}",
+    }
+    helps = {
+        "Score": "q · k / scale, capped where the model does so",
+        "Weight": "after the softmax over all keys",
+        "Length of value": "of what the value writes at a weight of 1",
+        "Adds directly": "weight × value, through the final norm, to the logit difference",
+        "Cut: weight 0": "the logit difference without the edge, less that with it; other weights as they were",
+        "Cut: knocked out": "the same with the edge masked: other keys share its weight",
+    }
+    with st.container(horizontal=True, key="chain"):
+        for label, value in said.items():
+            st.metric(label, value, help=helps[label], width="content")

@@ -1,0 +1,179 @@
+"""What the page on heads shows: each number is computed by `interp`, and kept."""
+
+from collections.abc import Hashable
+from time import perf_counter
+
+import streamlit as st
+from torch import Tensor
+from xarray import DataArray, Dataset
+
+from dashboards.parts.state import Chosen, cached, kept
+from interp import HookedGPT, heads, metrics, patching, plots
+from interp.heads import HeadCard, Patterns
+from interp.plots import Mosaic
+from interp.plots.theme import Theme, seen
+
+AT_ONCE = 1.0  # seconds that a measurement may take without being asked for
+
+HERE = {
+    "focus": "Focus, on this prompt",
+    "first": "On the first token, on this prompt",
+    "previous": "On the token before, on this prompt",
+    "itself": "On the token itself, on this prompt",
+}
+EFFECTS = {"direct": "Direct effect", "zero": "Without it: zero", "mean": "Without it: its mean"}
+
+
+def all_patterns() -> Patterns:
+    """The patterns of all heads on what is on show, kept as queries and keys."""
+    return cached(patterns_of)
+
+
+def picture_of(now: Chosen, relative: bool) -> Mosaic:
+    """The picture of all patterns."""
+    given = (all_patterns(), now.labels, relative, now.theme)
+    return kept(now.fingerprint, now.tokens, mosaic_of, given, (relative, now.theme))
+
+
+def patterns_of(model: HookedGPT, tokens: Tensor) -> Patterns:
+    """For `cached`."""
+    return heads.patterns(model, tokens)
+
+
+def mosaic_of(found: Patterns, labels: list[str], relative: bool, theme: Theme) -> Mosaic:
+    """For `kept`."""
+    return plots.mosaic(found, tokens=labels, relative=relative, theme=theme)
+
+
+def statistics_of(model: HookedGPT, tokens: Tensor) -> Dataset:
+    """For `cached`."""
+    return heads.corpus_statistics(model, tokens, progress=False)
+
+
+def direct_of(model: HookedGPT, tokens: Tensor, q: int, target: int, foil: int) -> DataArray:
+    """For `cached`."""
+    return heads.direct_effects(model, tokens, target, foil, pos=q).isel(prompt=0, drop=True)
+
+
+def ablated_of(model: HookedGPT, tokens: Tensor, q: int, target: int, foil: int, kind: str) -> DataArray:
+    """For `cached`."""
+    metric = metrics.logit_diff(model, target, foil, pos=q)
+    found = patching.ablation(model, tokens, "z", metric, kind=kind, progress=False)  # type: ignore[arg-type]
+    one = found.isel(prompt=0)
+    return (one - one.base).drop_vars(["prompt", "base"]).assign_attrs(found.attrs | {"base": float(one.base)})
+
+
+def xray_of(model: HookedGPT, tokens: Tensor, *edge: int) -> Dataset:
+    """For `cached`."""
+    return heads.edge_xray(model, tokens, *edge)
+
+
+def seconds_of(model: HookedGPT, tokens: Tensor) -> float:
+    """For `cached`: how long a pass takes."""
+    model(tokens)
+    start = perf_counter()
+    model(tokens)
+    return perf_counter() - start
+
+
+@st.cache_resource(max_entries=4, show_spinner="Holding every head against heads with shuffled weights")
+def _detected(fingerprint: str, _model: HookedGPT) -> Dataset:  # noqa: ARG001  it is what the result is known by
+    return heads.detect(_model, progress=False)
+
+
+@st.cache_resource(max_entries=32, show_spinner="Reading text with this head")
+def _card(fingerprint: str, layer: int, head: int, _model: HookedGPT, _found: Dataset) -> HeadCard:  # noqa: ARG001
+    return heads.head_card(_model, layer, head, found=_found, progress=False)
+
+
+def detected(now: Chosen) -> Dataset | None:
+    """What heads are, if that was asked for in this session."""
+    return _detected(now.fingerprint, now.model) if asked("roles", now.fingerprint) else None
+
+
+def card_of(now: Chosen, layer: int, head: int) -> HeadCard:
+    """A head's card."""
+    return _card(now.fingerprint, layer, head, now.model, _detected(now.fingerprint, now.model))
+
+
+def role_of(now: Chosen, layer: int, head: int) -> str:
+    """What a head is."""
+    found = detected(now)
+    if found is None:
+        return "role not measured yet"
+    own = found.sel(layer=layer, head=head)
+    return str(own.role.item()) + (", rests on the first token" if bool(own.rests) else "")
+
+
+def asked(*what: Hashable) -> bool:
+    """Whether this session asked for something that takes a while."""
+    return what in st.session_state.get("_asked", set())
+
+
+def ask(*what: Hashable) -> None:
+    """From now on it is shown."""
+    st.session_state.setdefault("_asked", set()).add(what)
+
+
+def offer_to_detect(now: Chosen, where: str) -> None:
+    """A button that has the roles measured."""
+    st.button(
+        "Measure what heads are",
+        key=f"detect_{where}",
+        on_click=ask,
+        args=("roles", now.fingerprint),
+        icon=":material/play_arrow:",
+        help="Scores on random tokens that repeat and on text, beside some 500 heads with shuffled weights: seconds on "
+        "a small model, minutes on a large one. Kept for all pages.",
+    )
+
+
+def named_score(score: str) -> str:
+    """What a score is called."""
+    return HERE.get(score, score)
+
+
+def score_of(now: Chosen, name: str) -> DataArray | None:
+    """A score of all heads, [layer head], if it is known."""
+    if name in HERE:
+        found = cached(statistics_of)
+        return 1 - found.relative_entropy if name == "focus" else found[name]
+    found = detected(now)
+    return None if found is None else found.value.sel(score=name)
+
+
+def effect_if_known(now: Chosen, kind: str) -> DataArray | None:
+    """An effect of all heads, [layer head], if it takes no time, or was asked for."""
+    what = (now.q, now.target, now.foil)
+    if kind == "direct":
+        return cached(direct_of, *what)
+    if seconds_at_most(now) > AT_ONCE and not asked("ablation", now.fingerprint, kind):
+        return None
+    with st.spinner("Taking heads away"):
+        return cached(ablated_of, *what, kind)
+
+
+def effect_or_offer(now: Chosen, kind: str, where: str) -> DataArray | None:
+    """The same; else a button, with the time that it takes."""
+    found = effect_if_known(now, kind)
+    if found is None:
+        n = now.model.cfg.n_layers * now.model.cfg.n_heads
+        st.info(f"{n} heads × one pass: {seconds_at_most(now):.0f} s at most.", icon=":material/timer:")
+        what = ("ablation", now.fingerprint, kind)
+        st.button("Measure", key=f"ablate_{where}_{kind}", on_click=ask, args=what, icon=":material/play_arrow:")
+    return found
+
+
+def seconds_at_most(now: Chosen) -> float:
+    """How long it takes to take every head away, by the time of a pass."""
+    return now.model.cfg.n_layers * now.model.cfg.n_heads * cached(seconds_of)
+
+
+def quoted(now: Chosen, token: int) -> str:
+    """A token as it can be shown."""
+    return f"“{seen(token_text(now, token))}”"
+
+
+def token_text(now: Chosen, token: int) -> str:
+    """A token's text, or its number where there is no tokenizer."""
+    return str(token) if now.model.tokenizer is None else now.model.to_single_str_token(token)
