@@ -5,32 +5,47 @@ import torch
 
 from dashboards.parts.heads.edge import draw_edge
 from dashboards.parts.heads.grid import draw_grid
-from dashboards.parts.heads.measured import role_of
-from dashboards.parts.heads.one import draw_head
+from dashboards.parts.heads.measured import strongest_head
+from dashboards.parts.heads.one import draw_numbers, draw_pattern
 from dashboards.parts.heads.tables import draw_tables
 from dashboards.parts.state import Chosen, chosen
+
+# Side by side while there is room; numbers in a row are no headlines.
+STYLE = """
+<style>
+.st-key-explorer > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
+.st-key-explorer > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"] {
+  min-width: min(440px, 100%);
+}
+.st-key-effects [data-testid="stMetricValue"], .st-key-chain [data-testid="stMetricValue"] { font-size: 1.25rem; }
+</style>
+"""
 
 
 @st.fragment
 def explorer() -> None:
     """The grid, the head that is picked on it, and an edge of that head: one fragment, so that they stay in step."""
     now = chosen()
-    within_bounds(now)
-    left, right = st.columns([5, 6], gap="medium")
+    settle(now)
+    with st.container(key="explorer"):
+        left, right = st.columns(2, gap="medium")
     with right:
         layer, head = pick_head(now)
     with left:
         draw_grid(now, layer, head)
+        draw_numbers(now, layer, head)
     with right:
-        draw_head(now, layer, head)
+        draw_pattern(now, layer, head)
     st.divider()
     draw_edge(now, layer, head)
     st.divider()
     draw_tables(now, layer, head)
 
 
-def within_bounds(now: Chosen) -> None:
-    """What was picked on a larger model or a longer prompt gives way."""
+def settle(now: Chosen) -> None:
+    """Begin with a head on which something hangs; what was picked on a larger model or a longer prompt gives way."""
+    if not {"layer", "head"} & {*st.session_state, *st.query_params}:
+        st.session_state["layer"], st.session_state["head"] = strongest_head(now)
     sizes = {"layer": now.model.cfg.n_layers, "head": now.model.cfg.n_heads, "k": len(now.labels)}
     for key, size in sizes.items():
         if (st.session_state.get(key) or 0) >= size:
@@ -40,12 +55,12 @@ def within_bounds(now: Chosen) -> None:
 def pick_head(now: Chosen) -> tuple[int, int]:
     """The layer and the head on show."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        layer = st.number_input("Layer", 0, now.model.cfg.n_layers - 1, 0, key="layer", bind="query-params", width=140)
-        head = st.number_input("Head", 0, now.model.cfg.n_heads - 1, 0, key="head", bind="query-params", width=140)
-        st.text(f"L{layer}H{head}: {role_of(now, layer, head)}")
+        layer = st.number_input("Layer", 0, now.model.cfg.n_layers - 1, key="layer", bind="query-params", width=150)
+        head = st.number_input("Head", 0, now.model.cfg.n_heads - 1, key="head", bind="query-params", width=150)
     return int(layer), int(head)
 
 
 chosen()
+st.html(STYLE)
 with torch.no_grad():
     explorer()

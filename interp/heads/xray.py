@@ -97,7 +97,7 @@ def edge_xray(
     about |= {"edge": f"L{layer}H{head} {query}->{key}", "layer": layer, "head": head, "query": query, "key": key}
     about |= {"model": model.fingerprint()}
     coords = {"dim": range(len(terms)), "key_pos": token_labels(model, tokens)}
-    coords["way"] = ["direct", "zeroed", "knocked out"]
+    coords["way"] = ["adds directly", "lost: zeroed", "lost: knocked out"]
     return Dataset(found, coords=coords, attrs=about)
 
 

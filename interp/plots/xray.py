@@ -17,16 +17,16 @@ else:
 def edge_xray(found: Dataset, *, title: str | None = None, theme: Theme = "light") -> go.Figure:
     """What `heads.edge_xray` found of an edge.
 
-    On the left q · k / attn_scale by dimension, terms that sum to the score before any cap. On the right what the edge
+    Above q · k / attn_scale by dimension, terms that sum to the score before any cap. Below what the edge
     adds to the logit directly, and what it is to the logit by way of all later layers too: the logit with the edge less
     that without it, so that the three are alike where nothing later reads or repairs it.
     """
     terms = found.term.to_numpy()
     figure = make_subplots(
-        1,
         2,
-        column_widths=[0.68, 0.32],
-        horizontal_spacing=0.12,
+        1,
+        row_heights=[0.68, 0.32],
+        vertical_spacing=0.26,
         subplot_titles=[f"q · k / scale by dimension: {float(found.before_cap):.4g}", plain(str(found.attrs["of"]))],
     )
     names = [str(i) for i in found.dim.values]
@@ -55,19 +55,19 @@ def edge_xray(found: Dataset, *, title: str | None = None, theme: Theme = "light
         hovertext=[f"{name}<br>{x:+.4g}" for name, x in known],
         hovertemplate="%{hovertext}<extra></extra>",
         name="effects",
-        row=1,
-        col=2,
+        row=2,
+        col=1,
     )
     figure.update_xaxes(ticks(names, 16) | {"title_text": "dim", "showgrid": False, "zeroline": False}, row=1, col=1)
     figure.update_yaxes(zeroline=True, row=1, col=1)
     labels = {"tickmode": "array", "tickvals": list(range(len(known))), "ticktext": [name for name, _ in known]}
-    figure.update_yaxes(labels | {"autorange": "reversed", "showgrid": False, "zeroline": False}, row=1, col=2)
-    figure.update_xaxes(zeroline=True, row=1, col=2)
+    figure.update_yaxes(labels | {"autorange": "reversed", "showgrid": False, "zeroline": False}, row=2, col=1)
+    figure.update_xaxes(zeroline=True, row=2, col=1)
     figure.update_annotations(font_size=12)
-    figure.update_layout(showlegend=False, bargap=0.25)
+    figure.update_layout(showlegend=False, bargap=0.25, height=430)
     key = int(found.attrs["key"])
     score, weight = float(found.score[key]), float(found.weight[key])
-    chain = f"score {score:.4g} → weight {weight:.3g} → {effects['direct']:+.3g} to the {found.attrs['of']}"
+    chain = f"score {score:.4g} → weight {weight:.3g} → {effects['adds directly']:+.3g} to the {found.attrs['of']}"
     return framed(figure, theme, title or f"Edge {found.attrs['edge']}", about({}, chain), room=18)
 
 

@@ -18,8 +18,17 @@ def draw_edge(now: Chosen, layer: int, head: int) -> None:
     q = now.q
     row = all_patterns()[layer, head][0, q].detach().float().cpu().numpy()
     st.markdown(f"**Edge x-ray** of L{layer}H{head}: from the token read, {q}, to a key")
-    clicked_at = st.session_state.get("k")
-    k = int(row.argmax()) if clicked_at is None else int(clicked_at)
+    k = st.number_input(
+        "Key position",
+        0,
+        len(now.labels) - 1,
+        None,
+        key="k",
+        bind="query-params",
+        placeholder="the strongest",
+        width=200,
+    )
+    k = int(row.argmax()) if k is None else int(k)
     strip(
         now.labels,
         key="key_strip",
@@ -29,16 +38,6 @@ def draw_edge(now: Chosen, layer: int, head: int) -> None:
         of="attention",
         name=f"Keys of L{layer}H{head}: click one",
         is_dark=now.is_dark,
-    )
-    st.number_input(
-        "Key position",
-        0,
-        len(now.labels) - 1,
-        None,
-        key="k",
-        bind="query-params",
-        placeholder="the strongest",
-        width=200,
     )
     try:
         found = cached(xray_of, layer, head, q, k, now.target, now.foil)
@@ -55,7 +54,7 @@ def draw_edge(now: Chosen, layer: int, head: int) -> None:
     alt = f"Edge {found.attrs['edge']}: score {float(found.score[k]):.3f}, weight {float(found.weight[k]):.3f}."
     drawn = plots.edge_xray(found, theme=now.theme, title=f"L{layer}H{head}: {q} {now.labels[q]} → {k} {now.labels[k]}")
     table = DataArray(found.term.to_numpy(), coords={"dim": found.dim.to_numpy()}, dims="dim", name="q k / scale")
-    figure(drawn, key="edge", caption=caption, code=code, data=table, alt=alt, height=330)
+    figure(drawn, key="edge", caption=caption, code=code, data=table, alt=alt)
 
 
 def _draw_chain(found: Dataset) -> None:

@@ -13,7 +13,6 @@ from dashboards.parts.heads.measured import (
     HERE,
     detected,
     effect_or_offer,
-    named_score,
     offer_to_detect,
     picture_of,
     quoted,
@@ -66,13 +65,12 @@ def _score_grid(now: Chosen, selected: tuple[int, int]) -> None:
         return
     said, letters = None, None
     if name in HERE:
-        title, end = HERE[name], 1.0
+        title, end = name, 1.0
     else:
         title, end, said = name, max(1.0, float(np.nanmax(z.to_numpy(), initial=0.0))), _told(now, name)
     _grid(now, selected, z=z, scale=Scale(0.0, end, title), said=said, letters=letters, alt=f"{title} of all heads")
     if name in HERE:
-        said_of = {"focus": "1 − entropy / the entropy of looking everywhere alike"}
-        st.caption(f"{said_of.get(name, 'A mean over the queries')}; one prompt alone. {_letters_said(now)}")
+        st.caption(f"{HERE[name].capitalize()}. One prompt alone, without a null. {_letters_said(now)}")
     else:
         found = detected(now)
         assert found is not None
@@ -84,20 +82,20 @@ def _score_grid(now: Chosen, selected: tuple[int, int]) -> None:
 
 
 def _effect_grid(now: Chosen, selected: tuple[int, int]) -> None:
-    kind = st.selectbox("Effect", list(EFFECTS), format_func=EFFECTS.__getitem__, key="effect", bind="query-params")
-    effect = effect_or_offer(now, kind, "grid")
+    kind = st.selectbox("Effect", list(EFFECTS), key="effect", bind="query-params", persist_state="session")
+    effect = effect_or_offer(now, EFFECTS[kind], "grid")
     if effect is None:
         return
     title = f"on logit {quoted(now, now.target)} − {quoted(now, now.foil)}"
     scale = scale_of(effect.to_numpy(), "diverging", title)
-    _grid(now, selected, z=effect, scale=scale, colour="diverging", alt=f"{EFFECTS[kind]} of all heads {title}")
-    if kind == "direct":
+    _grid(now, selected, z=effect, scale=scale, colour="diverging", alt=f"{kind} of all heads {title}")
+    if kind == "direct effect":
         st.caption(f"What each head adds to the difference at position {now.q} by what it writes there.")
     else:
         st.caption(
             f"The difference at position {now.q} without the head, less that with it"
             f" ({float(effect.attrs['base']):.4g}); its output is set to "
-            f"{'0' if kind == 'zero' else 'its mean over this prompt'} at every position."
+            f"{'0' if kind == 'zeroed' else 'its mean over this prompt'} at every position."
         )
 
 
@@ -142,7 +140,7 @@ def _number(x: float) -> str:
 
 def _pick_score() -> str:
     names = [*HERE, *SCORES]
-    return st.selectbox("Score", names, format_func=named_score, key="score", bind="query-params")
+    return st.selectbox("Score", names, key="score", bind="query-params", persist_state="session")
 
 
 def _letters(now: Chosen) -> list[list[str]] | None:

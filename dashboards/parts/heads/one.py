@@ -5,7 +5,7 @@ import streamlit as st
 from xarray import DataArray
 
 from dashboards.parts.figure import figure
-from dashboards.parts.heads.measured import all_patterns, detected, effect_if_known, offer_to_detect, quoted
+from dashboards.parts.heads.measured import all_patterns, detected, effect_if_known, offer_to_detect, quoted, role_of
 from dashboards.parts.snippets import opening
 from dashboards.parts.state import Chosen
 from interp import plots
@@ -14,8 +14,8 @@ from interp.heads import ROLES, SCORES
 WINDOW, LONG = 128, 256  # tokens of a pattern at once, where there are more than so many
 
 
-def draw_head(now: Chosen, layer: int, head: int) -> None:
-    """The pattern, and the numbers below it."""
+def draw_pattern(now: Chosen, layer: int, head: int) -> None:
+    """Where the head looks."""
     with st.container(horizontal=True):
         hide = st.toggle("Hide the first token", key="hide_first", help="Most heads rest there.")
         linear = st.toggle("Linear colour", key="linear")
@@ -55,7 +55,6 @@ def draw_head(now: Chosen, layer: int, head: int) -> None:
         f"values={values!r}, scale={'linear' if linear else 'sqrt'!r})\n"
     )
     figure(drawn, key="pattern", caption=caption, code=code, data=shown, alt=alt, height=440)
-    _draw_numbers(now, layer, head)
 
 
 def _window(now: Chosen) -> tuple[int, int]:
@@ -75,11 +74,12 @@ def check(what: str, off: float, limit: float) -> str:
     return f":red[{what}: off by {off:.2g} ✗]"
 
 
-def _draw_numbers(now: Chosen, layer: int, head: int) -> None:
+def draw_numbers(now: Chosen, layer: int, head: int) -> None:
     """What is known of the head, in a few lines."""
     labels = {"direct": "Adds directly", "zero": "Zeroed", "mean": "Mean instead"}
     effects = {label: effect for kind, label in labels.items() if (effect := effect_if_known(now, kind)) is not None}
     n = now.model.cfg.n_layers * now.model.cfg.n_heads
+    st.text(f"L{layer}H{head}: {role_of(now, layer, head)}")
     with st.container(horizontal=True, key="effects"):
         for label, each in effects.items():
             st.metric(label, f"{float(each.sel(layer=layer, head=head)):+.3f}", width="content")

@@ -13,7 +13,6 @@ from dashboards.parts.heads.measured import (
     card_of,
     detected,
     effect_or_offer,
-    named_score,
     score_of,
 )
 from dashboards.parts.snippets import opening
@@ -49,8 +48,8 @@ def _draw_pairs(now: Chosen, layer: int, head: int) -> None:
 
 def _draw_parting(now: Chosen) -> None:
     """Heads by how far their rank by score and by effect are apart."""
-    name, kind = st.session_state.get("score", "focus"), st.session_state.get("effect", "direct")
-    score, effect = score_of(now, name), effect_or_offer(now, kind, "parting")
+    name, kind = st.session_state.get("score", "focus here"), st.session_state.get("effect", "direct effect")
+    score, effect = score_of(now, name), effect_or_offer(now, EFFECTS[kind], "parting")
     if score is None or effect is None:
         st.text(f"The score {name!r} is not measured yet." if score is None else "")
         return
@@ -61,8 +60,8 @@ def _draw_parting(now: Chosen) -> None:
     columns = {
         "head": [f"L{i}H{j}" for i, j in order],
         "role": ["not measured" if found is None else found.role[cell].item() for cell in order],
-        named_score(name): [float(score[cell]) for cell in order],
-        EFFECTS[kind]: [float(effect[cell]) for cell in order],
+        name: [float(score[cell]) for cell in order],
+        kind: [float(effect[cell]) for cell in order],
         "apart": [float(apart[cell]) for cell in order],
         "means": ["looks, to no effect" if apart[cell] > 0 else "effect, without the look" for cell in order],
     }
