@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from dashboards.parts.heads import measured
 from interp import HookedGPT, heads, lens, metrics, patching
-from tests.dashboard.test_shell import ENTRY
+from tests.dashboard.app import array, healthy, opened
 
 PROMPT = "def area(width, height):\n    return width *"
 
@@ -23,18 +23,6 @@ def model() -> HookedGPT:
 @pytest.fixture(autouse=True)
 def _quick_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "AT_ONCE", float("inf"))
-
-
-def opened(**query: str) -> AppTest:
-    at = AppTest.from_file(str(ENTRY), default_timeout=120)
-    for name, value in query.items():
-        at.query_params[name] = value
-    return well(at.run())
-
-
-def well(at: AppTest) -> AppTest:
-    assert not at.exception, [(each.value, each.stack_trace) for each in at.exception]
-    return at
 
 
 def metric(at: AppTest, label: str) -> float:
@@ -50,16 +38,6 @@ def drawn(at: AppTest, title: str) -> Any:
     """The figure with this title."""
     specs = [json.loads(each.proto.spec) for each in at.get("plotly_chart")]
     return next(spec for spec in specs if spec["layout"]["title"]["text"].startswith(title))
-
-
-def numbers(array: Any) -> np.ndarray:
-    import base64
-
-    if isinstance(array, dict):
-        flat = np.frombuffer(base64.b64decode(array["bdata"]), array["dtype"])
-        shape = [int(n) for n in str(array.get("shape", len(flat))).split(",")]
-        return flat.reshape(shape)
-    return np.array([[np.nan if x is None else x for x in row] for row in array])
 
 
 def answers(model: HookedGPT, tokens: torch.Tensor, q: int) -> tuple[int, int]:
@@ -94,7 +72,7 @@ def test_the_numbers_of_a_head_are_the_librarys(model: HookedGPT, layer: int, he
         without = patching.ablation(model, tokens, "z", of, kind=kind, progress=False)  # type: ignore[arg-type]
         assert said[place] == f"{float((without - without.base).sel(layer=layer, head=head, prompt=0)):+.3f}"
     pattern = cache["pattern", layer][0, head].numpy()
-    shown = numbers(drawn(at, f"L{layer}H{head}")["data"][0]["z"])
+    shown = array(drawn(at, f"L{layer}H{head}")["data"][0]["z"])
     np.testing.assert_allclose(shown, np.where(np.triu(np.ones_like(pattern), 1) > 0, np.nan, pattern), atol=1e-6)
     key = int(pattern[q].argmax())
     assert metric(at, "Weight") == pytest.approx(pattern[q, key], abs=6e-4)
@@ -121,7 +99,7 @@ def test_an_edge_that_is_not_there_is_told(model: HookedGPT) -> None:
     at = opened(layer="1", head="2", q="4", k="9")
     assert "query 4 does not see key 9. Click a key that it looks at." in texts(at)
     at.number_input(key="k").set_value(2)
-    well(at.run())
+    healthy(at.run())
     pattern = heads.patterns(model, model.to_tokens(PROMPT))[1, 2][0]
     assert metric(at, "Weight") == pytest.approx(float(pattern[4, 2]), abs=6e-4)
 
@@ -130,17 +108,17 @@ def test_every_widget_may_be_moved(model: HookedGPT) -> None:
     at = opened(layer="1", head="2")
     for key in ("relative", "hide_first", "linear", "moved", "pattern_table", "edge_table"):
         at.toggle(key=key).set_value(True)
-        well(at.run())
-    shown = numbers(drawn(at, "L1H2")["data"][0]["z"])
+        healthy(at.run())
+    shown = array(drawn(at, "L1H2")["data"][0]["z"])
     moved = heads.patterns(model, model.to_tokens(PROMPT)).weighted(1, 2)[0].detach().numpy()
     np.testing.assert_allclose(shown[5, 1:6], moved[5, 1:6], atol=1e-6)
     assert shown[5, 0] == 0
     for show in ("Score", "Effect", "Pattern", "Score"):
         at.get("button_group")[0].set_value([show]) if hasattr(at.get("button_group")[0], "set_value") else None
-        well(at.run())
+        healthy(at.run())
     for _ in range(3):
         at.number_input(key="layer").increment()
-        well(at.run())
+        healthy(at.run())
     assert at.number_input(key="layer").value == 3
 
 
@@ -154,14 +132,14 @@ def test_each_score_and_effect_has_its_numbers_in_the_table(model: HookedGPT) ->
     ):
         at = opened(show="Score", score=name)
         at.toggle(key="grid_table").set_value(True)
-        well(at.run())
+        healthy(at.run())
         np.testing.assert_allclose(at.dataframe(key="grid_cells").value.to_numpy(), wanted, atol=1e-9)
     target, foil = answers(model, tokens, -1)
     of = metrics.logit_diff(model, target, foil)
     without = patching.ablation(model, tokens, "z", of, kind="mean", progress=False)
     at = opened(show="Effect", effect="its mean instead")
     at.toggle(key="grid_table").set_value(True)
-    well(at.run())
+    healthy(at.run())
     found = at.dataframe(key="grid_cells").value.to_numpy()
     np.testing.assert_allclose(found, (without - without.base)[..., 0], atol=1e-5)
 
@@ -172,16 +150,17 @@ def test_what_takes_long_is_offered_first_with_its_time(monkeypatch: pytest.Monk
     assert "32 heads × one pass" in texts(at)
     assert [each.label for each in at.metric][:2] == ["Adds directly", "Score"]
     at.button(key="ablate_grid_zero").click()
-    well(at.run())
+    healthy(at.run())
     assert [each.label for each in at.metric][:3] == ["Adds directly", "Zeroed", "Score"]
 
 
 @pytest.mark.slow
 def test_roles_are_measured_when_asked_for_and_say_their_null(model: HookedGPT) -> None:
-    at = opened(show="Score", score="induction", layer="1", head="2")
+    below = "Where look and effect part"
+    at = opened(show="Score", score="induction", layer="1", head="2", below=below)
     assert "it is measured once for a model" in texts(at)
     at.button(key="detect_head").click()
-    well(at.run())
+    healthy(at.run())
     found = heads.detect(model, progress=False)
     assert f"L1H2: {found.role.sel(layer=1, head=2).item()}" in texts(at)
     one = found.sel(score="induction")
@@ -195,8 +174,9 @@ def test_roles_are_measured_when_asked_for_and_say_their_null(model: HookedGPT) 
     for name, x in zip(table["head"], table["apart"], strict=True):
         layer, head = map(int, name.removeprefix("L").split("H"))
         assert x == pytest.approx(float(apart.sel(layer=layer, head=head)))
+    at = opened(layer="1", head="2", below="Head card")
     at.button(key="draw_card").click()
-    well(at.run())
+    healthy(at.run())
     assert drawn(at, "L1H2: induction")
 
 
@@ -221,15 +201,15 @@ def test_hostile_and_odd_prompts_leave_it_standing(prompt: str) -> None:
 def test_no_prompt_is_told_and_a_larger_model_gives_way_to_a_smaller() -> None:
     at = opened(layer="3", head="7", k="11")
     at.text_area(key="prompt").set_value("x")
-    well(at.run())
+    healthy(at.run())
     assert at.number_input(key="k").value is None
     at.text_area(key="prompt").set_value("")
-    well(at.run())
+    healthy(at.run())
     assert not at.metric
     at.text_area(key="prompt").set_value(PROMPT)
-    well(at.run())
+    healthy(at.run())
     at.selectbox(key="model").set_value("planted/induction")
-    well(at.run())
+    healthy(at.run())
     assert at.number_input(key="layer").value == 1
     assert at.metric
 

@@ -169,12 +169,12 @@ def _told(now: Chosen, name: str) -> list[list[str]]:
     found = detected(now)
     assert found is not None
     own = found.sel(score=name)
+    value, low, high, role = (each.to_numpy() for each in (own.value, own.low, own.high, found.role))
     return [
         [
-            f"L{i}H{j} {name} {_number(float(own.value[i, j]))}\n"
-            f"interval {float(own.low[i, j]):.3f} to {float(own.high[i, j]):.3f}\n"
-            f"threshold {float(own.threshold):.3f}\n{found.role[i, j].item()}"
-            for j in range(found.sizes["head"])
+            f"L{i}H{j} {name} {_number(value[i, j])}\ninterval {low[i, j]:.3f} to {high[i, j]:.3f}\n"
+            f"threshold {float(own.threshold):.3f}\n{role[i, j]}"
+            for j in range(value.shape[1])
         ]
-        for i in range(found.sizes["layer"])
+        for i in range(value.shape[0])
     ]

@@ -13,6 +13,7 @@ from dashboards.parts.heads.measured import (
     card_of,
     detected,
     effect_or_offer,
+    offer_to_detect,
     score_of,
 )
 from dashboards.parts.snippets import opening
@@ -20,16 +21,16 @@ from dashboards.parts.state import Chosen
 from interp import heads, plots
 from interp.plots.theme import seen
 
+MOST = 100  # rows of a table
+
 
 def draw_tables(now: Chosen, layer: int, head: int) -> None:
     """Three tables on tabs."""
-    pairs, parting, card = st.tabs(["Strongest pairs", "Where look and effect part", "Head card"])
-    with pairs:
-        _draw_pairs(now, layer, head)
-    with parting:
-        _draw_parting(now)
-    with card:
-        _draw_card(now, layer, head)
+    tabs = st.tabs(["Strongest pairs", "Where look and effect part", "Head card"], key="below", bind="query-params")
+    for tab, draw in zip(tabs, (_draw_pairs, _draw_parting, _draw_card), strict=True):
+        if tab.open:
+            with tab:
+                draw(now, layer, head)
 
 
 def _draw_pairs(now: Chosen, layer: int, head: int) -> None:
@@ -46,26 +47,28 @@ def _draw_pairs(now: Chosen, layer: int, head: int) -> None:
     st.dataframe(pd.DataFrame(columns), key="pairs", hide_index=True, width="stretch", height=300)
 
 
-def _draw_parting(now: Chosen) -> None:
+def _draw_parting(now: Chosen, *_: int) -> None:
     """Heads by how far their rank by score and by effect are apart."""
     name, kind = st.session_state.get("score", "focus here"), st.session_state.get("effect", "direct effect")
     score, effect = score_of(now, name), effect_or_offer(now, EFFECTS[kind], "parting")
+    if score is None:
+        st.text(f"The score {name!r} is not measured yet.")
+        offer_to_detect(now, "parting")
     if score is None or effect is None:
-        st.text(f"The score {name!r} is not measured yet." if score is None else "")
         return
-    apart = heads.disagreement(score, effect)
-    at = [(int(i), int(j)) for i, j in np.ndindex(*apart.shape) if np.isfinite(apart[i, j])]
-    order = sorted(at, key=lambda cell: -abs(float(apart[cell])))
+    apart = heads.disagreement(score, effect).to_numpy()
+    order = np.argsort(-np.abs(np.nan_to_num(apart)), axis=None, kind="stable")[:MOST]
+    layers, others = np.unravel_index(order, apart.shape)
     found = detected(now)
     columns = {
-        "head": [f"L{i}H{j}" for i, j in order],
-        "role": ["not measured" if found is None else found.role[cell].item() for cell in order],
-        name: [float(score[cell]) for cell in order],
-        kind: [float(effect[cell]) for cell in order],
-        "apart": [float(apart[cell]) for cell in order],
-        "means": ["looks, to no effect" if apart[cell] > 0 else "effect, without the look" for cell in order],
+        "head": [f"L{i}H{j}" for i, j in zip(layers, others, strict=True)],
+        "role": "not measured" if found is None else found.role.to_numpy()[layers, others],
+        name: score.to_numpy()[layers, others],
+        kind: effect.to_numpy()[layers, others],
+        "apart": apart[layers, others],
+        "means": np.where(apart[layers, others] > 0, "looks, to no effect", "effect, without the look"),
     }
-    st.session_state["_parting"] = order
+    st.session_state["_parting"] = list(zip(layers.tolist(), others.tolist(), strict=True))
     st.dataframe(
         pd.DataFrame(columns),
         key="parting",
