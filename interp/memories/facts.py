@@ -8,7 +8,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -20,8 +20,13 @@ from interp.interventions import Scale, Site
 from interp.metrics import Answers, AnyMetric, Rows, answer_ids, check_known, measured
 from interp.model import HookedGPT
 from interp.recording import Positions, positions
-from interp.results import Result, as_tokens, labelled, provenance
+from interp.results import Result, as_tokens, labelled, provenance, token_texts
 from interp.weights.stream import checked_index
+
+if TYPE_CHECKING:
+    from xarray import Dataset
+else:
+    Dataset = Any
 
 Rule = Literal["midpoint", "right"]
 
@@ -148,6 +153,40 @@ def scaled(
     }
     axes = {"factor": list(factors), "prompt": range(len(tokens))}
     return labelled(torch.stack(rows), axes, "metric", about, measured(model, tokens, metric, mask))
+
+
+@torch.no_grad()
+def next_tokens(
+    model: HookedGPT, memories: Iterable[str], tokens: Tensor, factor: float | int = 0, k: int = 10, *,
+    pos: int | None = -1,
+) -> Dataset:  # fmt: skip
+    """What follows a prompt, [pos] or [1 pos], with these memories as they are and scaled: an `xarray.Dataset` [rank].
+
+    The k tokens that are most probable in one run or the other, each with its probability `before` and `after`. The
+    memories are scaled at `pos`, or everywhere (None). `attrs["kl"]` is how far the prediction moved, in nats, and
+    `attrs["rest"]` what is left for all other tokens, before and after.
+    """
+    from xarray import Dataset
+
+    listed = list(memories)
+    sites = memory_sites(listed, pos=pos)
+    tokens = torch.atleast_2d(tokens).to(model.device)
+    if len(tokens) != 1:
+        raise ValueError(f"{len(tokens)} prompts were given; this is told of one")
+    if not 1 <= k <= model.cfg.d_vocab_out:
+        raise ValueError(f"k={k}; allowed: 1 to {model.cfg.d_vocab_out}, the tokens that the model predicts")
+    before = model(tokens, last_only=True)[0, -1].double().log_softmax(-1)
+    with model.edit([Scale(site, factor) for site in sites]):
+        after = model(tokens, last_only=True)[0, -1].double().log_softmax(-1)
+    ids = torch.maximum(before, after).topk(k).indices
+    kl = (after.exp() * (after - before)).nan_to_num().sum().item()
+    found: dict[str, Any] = {"token": token_texts(model, ids), "token_id": ids.cpu().numpy()}
+    shown = {name: of[ids].exp() for name, of in (("before", before), ("after", after))}
+    found |= {name: of.cpu().numpy() for name, of in shown.items()}
+    about = {"method": "next tokens, memories scaled", "memories": ", ".join(listed), "factor": factor, "kl": kl}
+    about |= {"pos": "all" if pos is None else pos, "model": model.fingerprint()}
+    about["rest"] = [max(0.0, 1 - of.sum().item()) for of in shown.values()]
+    return Dataset({name: ("rank", x) for name, x in found.items()}, {"rank": range(k)}, about)
 
 
 def memory_sites(memories: Iterable[str], *, pos: int | None = None) -> list[Site]:

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.memories.triggers import Triggers, check_of
+from interp.memories.triggers import Triggers, check_layers, check_of
 from interp.model import HookedGPT
-from interp.model.block import Block
+from interp.model.block import Block, SharedNormBlock
+from interp.model.mlp import GatedMLP
 from interp.results import token_texts
-from interp.weights.stream import W_U, carried, checked_index, exact, through
+from interp.weights.stream import W_U, carried, checked_index, effective_embedding, embeddings, exact, is_post, through
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -60,6 +61,84 @@ def suppressed(
 ) -> Dataset:
     """The k tokens that a value lowers most, as `promoted` tells those that it raises."""
     return _table(model, layer, neuron, k, norm, sign, largest=False)
+
+
+@torch.no_grad()
+def promoters(
+    model: HookedGPT,
+    token: int | str,
+    k: int = 10,
+    *,
+    layer: int | Sequence[int] | None = None,
+    norm: NormKind = "final",
+    sign: Literal[1, -1] = 1,
+) -> Dataset:
+    """The k values that promote a token most, of one layer, some, or all: an `xarray.Dataset` [rank].
+
+    Each with its `memory` ("L2N17"), `layer` and `neuron`, the token's `logit` (see `promoted`), and how many tokens
+    the value promotes more than this one (`token_rank`). With `sign=-1` those whose negated value promotes it.
+    """
+    from xarray import Dataset
+
+    own = model.to_single_token(token) if isinstance(token, str) else token
+    if not 0 <= own < model.cfg.d_vocab_out:
+        raise ValueError(f"token={token}; the model predicts tokens 0 to {model.cfg.d_vocab_out - 1}")
+    layers, n = check_layers(model, layer), model.cfg.d_mlp
+    if not 1 <= k <= len(layers) * n:
+        raise ValueError(f"k={k}; allowed: 1 to {len(layers) * n}, the memories of layers {layers}")
+    logits = torch.cat([_read(model, each, norm, sign, None) @ W_U(model)[:, own] for each in layers])
+    top = logits.topk(k)
+    found_in, neurons = torch.tensor(layers)[top.indices.cpu() // n], top.indices.cpu() % n
+    token_rank = torch.zeros(k, dtype=torch.long)
+    for each in layers:
+        here = (found_in == each).nonzero()[:, 0]
+        if len(here):
+            by_value = torch.cat(list(read_off(model, each, norm, sign, neurons[here])))
+            token_rank[here] = (by_value > by_value[:, own, None]).sum(-1).cpu()
+    found: dict[str, Any] = {
+        "memory": [f"L{where}N{which}" for where, which in zip(found_in.tolist(), neurons.tolist(), strict=True)],
+        "layer": found_in.numpy(),
+        "neuron": neurons.numpy(),
+        "logit": top.values.cpu().numpy(),
+        "token_rank": token_rank.numpy(),
+    }
+    about = {"method": "promoters of a token", "token": token_texts(model, torch.tensor([own]))[0], "token_id": own}
+    about |= {"norm": str(norm), "sign": sign, "layers": layers, "model": model.fingerprint()}
+    return Dataset({name: ("rank", x) for name, x in found.items()}, {"rank": range(k)}, about)
+
+
+@torch.no_grad()
+def key_tokens(
+    model: HookedGPT, layer: int, neuron: int, k: int = 10, *, effective: bool = False, sign: Literal[1, -1] = 1
+) -> Dataset:
+    """The k tokens that by themselves fire a key most: an `xarray.Dataset` [rank] with each one's `coefficient`.
+
+    The key reads a token's embedding as if that were the whole stream before the MLP, through the norm that stands
+    there; positions, attention and other MLPs are left out. If `effective`, in layers behind the first it reads what
+    MLP0 makes of the embedding too (`weights.effective_embedding`). With `sign=-1` those that make it most negative.
+    """
+    from xarray import Dataset
+
+    layer, own = check_layer(model, layer), int(check_neurons(model, neuron))
+    if not 1 <= k <= model.cfg.d_vocab:
+        raise ValueError(f"k={k}; allowed: 1 to {model.cfg.d_vocab}, the tokens that the model reads")
+    block, is_past_mlp0 = model.blocks[layer], effective and layer > 0
+    stream = (effective_embedding(model) if is_past_mlp0 else embeddings(model)).to(model.dtype)
+    stream = carried(model, stream, int(is_past_mlp0), layer, lambda norm, x: norm.unheard(x))
+    before = block.ln1 if isinstance(block, SharedNormBlock) else block.ln2
+    stream = before.unheard(block.ln1_post.unheard(stream) if is_post(model) else stream)
+    mlp = block.mlp
+    linear = stream @ mlp.W_in[:, own] + (0 if mlp.b_in is None else mlp.b_in[own])
+    coefficient = mlp.act(stream @ mlp.W_gate[:, own]) * linear if isinstance(mlp, GatedMLP) else mlp.act(linear)
+    top = (sign * exact(coefficient)).topk(k)
+    found: dict[str, Any] = {
+        "token": token_texts(model, top.indices.cpu()),
+        "token_id": top.indices.cpu().numpy(),
+        "coefficient": (sign * top.values).cpu().numpy(),
+    }
+    about = {"method": "tokens that fire a key", "layer": layer, "neuron": own, "effective": effective, "sign": sign}
+    about |= {"model": model.fingerprint()}
+    return Dataset({name: ("rank", x) for name, x in found.items()}, {"rank": range(k)}, about)
 
 
 def _table(
@@ -212,17 +291,22 @@ def read_off(
     neurons: Int[Tensor, " neuron"] | None = None,
 ) -> Iterator[Float[Tensor, "neuron d_vocab_out"]]:
     """The logits of a layer's values, some neurons at once."""
+    unembed = W_U(model)
+    for some in _read(model, layer, norm, sign, neurons).split(max(1, _AT_ONCE // model.cfg.d_vocab_out)):
+        yield some @ unembed
+
+
+def _read(
+    model: HookedGPT, layer: int, norm: str | None, sign: int, neurons: Int[Tensor, " neuron"] | None
+) -> Float[Tensor, "neuron d_model"]:
+    """A layer's values as the unembedding reads them."""
     if norm not in ("final", "gain", None):
         raise ValueError(f"norm={norm!r}; allowed: 'final', 'gain', None")
     rows = sign * value_vectors(model, layer)
     rows = rows if neurons is None else rows[neurons.to(rows.device)]
     if norm == "final":
-        rows = exact(model.ln_final.unheard(rows.to(model.dtype)))
-    elif norm == "gain":
-        rows = through(model.ln_final, rows)
-    unembed = W_U(model)
-    for some in rows.split(max(1, _AT_ONCE // model.cfg.d_vocab_out)):
-        yield some @ unembed
+        return exact(model.ln_final.unheard(rows.to(model.dtype)))
+    return through(model.ln_final, rows) if norm == "gain" else rows
 
 
 def check_layer(model: HookedGPT, layer: int) -> int:

@@ -13,7 +13,7 @@ from interp.plots.curves import training_curves
 from interp.plots.graphs import composition_graph
 from interp.plots.heads import corpus_offsets, head_scores
 from interp.plots.heatmap import heatmap, patterns
-from interp.plots.memories import layer_trends, neuron_card
+from interp.plots.memories import layer_trends, memory_bars, neuron_card, next_token_bars, value_bars
 from interp.plots.mosaic import Mosaic, head_mosaic, mosaic
 from interp.plots.streams import stream_statistics
 from interp.plots.sweeps import sweep
@@ -36,10 +36,13 @@ __all__ = [
     "heatmap",
     "layer_trends",
     "lens_table",
+    "memory_bars",
     "mosaic",
     "neuron_card",
+    "next_token_bars",
     "patterns",
     "stream_statistics",
     "sweep",
     "training_curves",
+    "value_bars",
 ]

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from xarray import Dataset
+from xarray import DataArray, Dataset
 
+from interp.plots.bars import attribution_bars
 from interp.plots.cards import add_table, bar_labels, in_one_line, two_by_two
 from interp.plots.theme import Palette, Theme, about, framed, palette, plain, ticks, visible
 
@@ -58,6 +59,65 @@ def neuron_card(card: "NeuronCard", *, title: str | None = None, theme: Theme = 
     return framed(figure, theme, title or f"{card.name}: promotes {visible(card.says)}", said, room=18)
 
 
+def memory_bars(
+    found: DataArray, *, prompt: int = 0, top: int = 16, title: str | None = None, theme: Theme = "light"
+) -> go.Figure:
+    """What memories add to a logit by what they write, the farthest from 0 first, and all others in one bar.
+
+    `found` is as from `memories.sub_updates`, of one position; together they add what all memories of its layers do,
+    as far as it has them all.
+    """
+    of_one = found.isel(prompt=prompt)
+    bars = DataArray(of_one.to_numpy(), {"memory": of_one.memory.to_numpy()}, ("memory",), "contribution")
+    layers = list(found.attrs["layers"])
+    said = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
+    attrs = {key: found.attrs[key] for key in ("of", "model") if key in found.attrs} | {"kind": f"memories of {said}"}
+    total = {"total": float(of_one.memories), "remainder": float(of_one.memories) - float(of_one.sum())}
+    return attribution_bars(bars.assign_attrs(attrs | total), top=top, title=title or "Memories add", theme=theme)
+
+
+def value_bars(
+    promoted: Dataset, suppressed: Dataset, *, title: str | None = None, theme: Theme = "light"
+) -> go.Figure:
+    """The tokens that one value promotes and suppresses most (`memories.promoted`, `memories.suppressed`)."""
+    figure = go.Figure()
+    names = _add_tokens(figure, promoted, suppressed, palette(theme))
+    figure.update_layout(height=150 + 18 * len(names), showlegend=False)
+    attrs = promoted.attrs
+    name = f"L{attrs['layer']}N{int(promoted.neuron)}"
+    said = about(
+        {"model": attrs["model"]}, {"final": "through the final norm", "gain": "by the gain"}.get(attrs["norm"], "")
+    )
+    return framed(figure, theme, title or f"{name}: what its value promotes, suppresses", said)
+
+
+def next_token_bars(found: Dataset, *, title: str | None = None, theme: Theme = "light") -> go.Figure:
+    """Next tokens with memories as they are and scaled (`memories.next_tokens`)."""
+    colours, attrs = palette(theme), found.attrs
+    names = [visible(str(token)) for token in found.token.values]
+    figure = go.Figure()
+    for i, (column, said) in enumerate((("before", "as they are"), ("after", f"× {attrs['factor']:g}"))):
+        values = found[column].to_numpy()
+        figure.add_bar(
+            x=values,
+            y=list(range(len(names))),
+            orientation="h",
+            name=said,
+            marker={"color": colours.categories[i], "line": {"width": 0}},
+            hovertext=[f"{name}<br>{said}: {p:.4g}" for name, p in zip(names, values, strict=True)],
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
+    figure.update_yaxes(bar_labels(names) | {"ticktext": names}, autorange="reversed", showgrid=False, zeroline=False)
+    figure.update_xaxes(
+        title_text="probability", range=[0, 1.02 * max(0.05, float(found[["before", "after"]].to_array().max()))]
+    )
+    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"}
+    figure.update_layout(barmode="group", bargap=0.25, height=160 + 30 * len(names), legend=legend)
+    where = "everywhere" if attrs["pos"] == "all" else "at the token read"
+    said = about({"model": attrs["model"]}, f"scaled {where}", f"KL {attrs['kl']:.3g} nats")
+    return framed(figure, theme, title or f"Next token, {attrs['memories']} × {attrs['factor']:g}", said, room=22)
+
+
 def layer_trends(
     agreement: Dataset | None = None,
     removal: Dataset | None = None,
@@ -99,7 +159,12 @@ def layer_trends(
 
 
 def _add_value(figure: go.Figure, card: "NeuronCard", colours: Palette) -> None:
-    best, worst = card["promoted"], card["suppressed"].isel(rank=slice(None, None, -1))
+    _add_tokens(figure, card["promoted"], card["suppressed"], colours, row=1, col=1)
+
+
+def _add_tokens(figure: go.Figure, promoted: Dataset, suppressed: Dataset, colours: Palette, **cell: int) -> list[str]:
+    """Bars of logits, from the token promoted most to the one suppressed most; their names."""
+    best, worst = promoted, suppressed.isel(rank=slice(None, None, -1))
     names = [visible(str(token)) for part in (best, worst) for token in part.token.values]
     values = np.concatenate((best.logit.values, worst.logit.values))
     figure.add_bar(
@@ -111,12 +176,12 @@ def _add_value(figure: go.Figure, card: "NeuronCard", colours: Palette) -> None:
         hovertext=[f"{name}<br>logit {x:.3f}" for name, x in zip(names, values, strict=True)],
         hovertemplate="%{hovertext}<extra></extra>",
         name="value",
-        row=1,
-        col=1,
+        **cell,
     )
     labels = bar_labels(names) | {"ticktext": names}
-    figure.update_yaxes(labels, autorange="reversed", showgrid=False, zeroline=False, row=1, col=1)
-    figure.update_xaxes(title_text="logit", row=1, col=1)
+    figure.update_yaxes(labels, autorange="reversed", showgrid=False, zeroline=False, **cell)
+    figure.update_xaxes(title_text="logit", **cell)
+    return names
 
 
 def _add_removal(figure: go.Figure, card: "NeuronCard", colours: Palette) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interp import GPTConfig, HookedGPT, metrics, zoo
 from interp.interventions import Ablate, Patch, Scale, Site, Steer
-from interp.memories import knowledge_neurons, memory_attribution, memory_sites, scaled
+from interp.memories import knowledge_neurons, memory_attribution, memory_sites, next_tokens, scaled
 from interp.results import labelled
 from interp.zoo import planted
 from interp.zoo.planted.memories import FACTS
@@ -193,8 +193,37 @@ def test_memories_are_scaled_swapped_and_steered_with_in_one_line_each() -> None
     torch.testing.assert_close(steered, model.run_with_hooks(tokens, fwd_hooks=[(point, more)]))
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "sinusoidal"])
+@torch.no_grad()
+def test_next_tokens_are_those_of_the_run_as_it_is_and_of_the_run_with_memories_scaled(name: str) -> None:
+    model, tokens = variant(name), some_tokens(1)
+    n = model.cfg.d_vocab_out
+    for pos, factor in ((-1, 0), (None, 3), (2, -1.5)):
+
+        def multiply(x: Tensor, hook: Any, pos: int | None = pos, factor: float = factor) -> None:
+            x[:, slice(None) if pos is None else pos, 5] *= factor
+
+        before = model(tokens)[0, -1].softmax(-1)
+        after = model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.mlp.hook_post", multiply)])[0, -1].softmax(-1)
+        for given in (tokens, tokens[0]):
+            found = next_tokens(model, ["L0N5"], given, factor, n, pos=pos)
+            ids = found.token_id.values
+            np.testing.assert_allclose(found.before, before[ids], rtol=1e-4)
+            np.testing.assert_allclose(found.after, after[ids], rtol=1e-4)
+            assert (np.diff(np.maximum(found.before, found.after)) <= 0).all()
+            assert found.attrs["kl"] == pytest.approx((after * (after / before).log()).sum().item(), abs=1e-6)
+            assert found.attrs["rest"] == pytest.approx([0, 0], abs=1e-6)
+    assert not torch.allclose(before, after)
+    some = next_tokens(model, ["L0N5"], tokens, 0, 3)
+    assert some.attrs["rest"][0] == pytest.approx(1 - float(some.before.sum()))
+
+
 def test_bad_input_is_refused() -> None:
     model = variant("gpt2")
+    with pytest.raises(ValueError, match="3 prompts were given"):
+        next_tokens(model, ["L0N5"], some_tokens(), 0)
+    with pytest.raises(ValueError, match="k=14; allowed: 1 to 13"):
+        next_tokens(model, ["L0N5"], some_tokens(1), 0, 14)
     bare = HookedGPT(GPTConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=8, d_vocab=13, attn_only=True, seed=0))
     with pytest.raises(ValueError, match="the model is attn_only"):
         memory_attribution(bare, some_tokens(), 4)

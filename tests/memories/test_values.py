@@ -1,6 +1,7 @@
 """What values promote, and whether it follows what fires their keys."""
 
 from collections.abc import Callable
+from fnmatch import fnmatch
 from inspect import unwrap
 from itertools import product
 from typing import Any
@@ -9,13 +10,13 @@ import pytest
 import torch
 
 from interp import HookedGPT
-from interp.memories import Triggers, agreement, key_statistics, promoted, suppressed, triggers
+from interp.memories import Triggers, agreement, key_statistics, key_tokens, promoted, promoters, suppressed, triggers
 from interp.memories.values import read_off
 from interp.zoo.planted import Planted, memories
 from interp.zoo.planted.memories import FACTS, Fact
 from tests.memories.scanned import model_of, scanned
 from tests.memories.test_triggers import MANY
-from tests.variants import variant
+from tests.variants import VARIANTS, variant
 
 NORMS = ["final", "gain", None]
 
@@ -77,6 +78,62 @@ def test_probabilities_are_those_of_the_values_logits(name: str, norm: Any) -> N
         )
         assert up.token_id.values.tolist() == wanted.indices.tolist()
         assert up.attrs["norm"] == str(norm)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "post", "gemma2", "sinusoidal"])
+def test_the_promoters_of_a_token_are_the_values_whose_logit_of_it_is_largest(name: str, norm: Any) -> None:
+    model, token = variant(name), 5
+    n = model.cfg.d_vocab_out
+    for sign, layer in product((1, -1), (None, 1)):
+        layers = range(2) if layer is None else [layer]
+        known: list[tuple[float, str, int]] = []
+        for each, neuron in product(layers, range(model.cfg.d_mlp)):
+            table = promoted(model, each, neuron, n, norm=norm, sign=sign)
+            rank = table.token_id.values.tolist().index(token)
+            known.append((float(table.logit[rank]), f"L{each}N{neuron}", rank))
+        found = promoters(model, token, 6, layer=layer, norm=norm, sign=sign)
+        wanted = sorted(known, reverse=True)[:6]
+        assert found.memory.values.tolist() == [memory for _, memory, _ in wanted]
+        assert found.token_rank.values.tolist() == [rank for _, _, rank in wanted]
+        assert found.logit.values == pytest.approx([logit for logit, _, _ in wanted], rel=1e-4, abs=1e-5)
+    for wrong, said in (
+        ({"token": n}, "the model predicts tokens 0 to"),
+        ({"token": -1}, "token=-1"),
+        ({"k": 2 * model.cfg.d_mlp + 1}, "allowed: 1 to 34"),
+        ({"layer": 2}, "layer=2; the model has 2"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            promoters(model, **{"token": 0, **wrong})
+
+
+@pytest.mark.parametrize("effective", [False, True])
+@pytest.mark.parametrize("name", [name for name in VARIANTS if not VARIANTS[name].get("attn_only")])
+def test_a_key_reads_a_token_as_in_a_run_without_positions_attention_and_other_mlps(name: str, effective: bool) -> None:
+    model, tokens = variant(name), torch.arange(13)[:, None]
+    gone = [
+        "blocks.*.hook_attn_out",
+        "*hook_pos_embed",
+        *(["blocks.1.hook_mlp_out"] if effective else ["*hook_mlp_out"]),
+    ]
+    with torch.no_grad(), model.hooks([(where, zero) for where in gone if where in matched(model, where)]):
+        _, cache = model.run_with_cache(tokens)
+    for layer, neuron in ((0, 3), (1, 16)):
+        for sign in (1, -1):
+            found = key_tokens(model, layer, neuron, 13, effective=effective, sign=sign)  # type: ignore[arg-type]
+            own = cache["post", layer][:, 0, neuron]
+            assert found.coefficient.values == pytest.approx(own[found.token_id.values].numpy(), rel=1e-3, abs=1e-5)
+            assert (sign * found.coefficient.diff("rank") <= 0).all()
+            assert sorted(found.token_id.values) == list(range(13))
+
+
+def zero(x: torch.Tensor, hook: Any) -> torch.Tensor:
+    return torch.zeros_like(x)
+
+
+def matched(model: HookedGPT, where: str) -> list[str]:
+    """The pattern itself, if the model has such a hook point."""
+    return [where] if any(fnmatch(name, where) for name in model.hook_dict) else []
 
 
 @pytest.mark.parametrize(("facts", "d_vocab"), [(FACTS, 8), (MANY, 16)])

@@ -87,3 +87,37 @@ def test_one_result_is_one_panel_and_none_is_refused() -> None:
     assert titles(figure) == ["agreement of value and next token"]
     with pytest.raises(ValueError, match="at least one of agreement, removal and composition"):
         plots.layer_trends()
+
+
+def test_bars_of_memories_are_the_farthest_from_0_and_sum_to_what_all_of_them_add() -> None:
+    model = model_of()
+    _, cache = model.run_with_cache(corpus()[3][None, :9])
+    updates = memories.sub_updates(model, cache, 3, 4, top=34)
+    figure = plots.memory_bars(updates, top=5)
+    drawn = {name: x for trace in figure.data for name, x in zip(trace.y, trace.x, strict=True)}
+    of_one = updates.isel(prompt=0)
+    largest = of_one[np.argsort(-np.abs(of_one.to_numpy()))]
+    np.testing.assert_allclose([drawn[i] for i in range(5)], largest[:5])
+    assert figure.layout.yaxis.ticktext[:6] == (*largest.memory.values[:5].tolist(), "others (29)")
+    assert sum(drawn.values()) == pytest.approx(float(of_one.memories), abs=1e-5)
+    assert figure.layout.title.text.endswith(f"{float(of_one.memories):.4g}")
+    assert "layers 0 to 1" in figure.layout.title.subtitle.text.replace("\u00a0", " ")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_values_bars_run_from_what_it_promotes_to_what_it_suppresses(theme: str) -> None:
+    best, worst = (of(model_of(), 1, 3, 4) for of in (memories.promoted, memories.suppressed))
+    figure = plots.value_bars(best, worst, theme=theme)  # type: ignore[arg-type]
+    np.testing.assert_allclose(figure.data[0].x, [*best.logit.values, *worst.logit.values[::-1]])
+    assert figure.layout.title.text.startswith("L1N3")
+    assert figure.layout.yaxis.ticktext[0] == str(best.token.values[0])
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_next_tokens_are_bars_before_and_after(theme: str) -> None:
+    found = memories.next_tokens(model_of(), ["L1N3"], corpus()[3][:9], -2, 6)
+    figure = plots.next_token_bars(found, theme=theme)  # type: ignore[arg-type]
+    for trace, column in zip(figure.data, ("before", "after"), strict=True):
+        np.testing.assert_allclose(trace.x, found[column])
+    assert figure.layout.title.text == "Next token, L1N3 × -2"
+    assert f"KL {found.attrs['kl']:.3g}" in figure.layout.title.subtitle.text.replace("\u00a0", " ")
