@@ -162,7 +162,7 @@ def _add_value(figure: go.Figure, card: "NeuronCard", colours: Palette) -> None:
     _add_tokens(figure, card["promoted"], card["suppressed"], colours, row=1, col=1)
 
 
-def _add_tokens(figure: go.Figure, promoted: Dataset, suppressed: Dataset, colours: Palette, **cell: int) -> list[str]:
+def _add_tokens(figure: go.Figure, promoted: Dataset, suppressed: Dataset, colours: Palette, **cell: Any) -> list[str]:
     """Bars of logits, from the token promoted most to the one suppressed most; their names."""
     best, worst = promoted, suppressed.isel(rank=slice(None, None, -1))
     names = [visible(str(token)) for part in (best, worst) for token in part.token.values]
