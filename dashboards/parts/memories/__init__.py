@@ -1,0 +1,1 @@
+"""The page on memories, in its parts."""
