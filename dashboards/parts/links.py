@@ -24,6 +24,7 @@ FIELDS: dict[str, type] = {
     "foil": str,
     "layer": int,
     "head": int,
+    "mlp_layer": int,
     "neuron": int,
 }
 

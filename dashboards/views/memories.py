@@ -2,10 +2,18 @@
 
 import streamlit as st
 import torch
+from streamlit.delta_generator import DeltaGenerator
 
 from dashboards.parts.memories.all import draw_list, draw_search, strongest
 from dashboards.parts.memories.one import draw_memory, draw_switch, draw_triggers
 from dashboards.parts.state import Chosen, chosen
+
+COLUMNS = """
+<style>
+.st-key-memories_page [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
+.st-key-memories_page [data-testid="stColumn"] { min-width: min(420px, 100%); }
+</style>
+"""
 
 
 @st.fragment
@@ -13,7 +21,7 @@ def explorer() -> None:
     """The memories of the prompt, and one of them: one fragment, so that they stay in step."""
     now = chosen()
     within_bounds(now)
-    left, right = st.columns([5, 6], gap="medium")
+    left, right = two_columns()
     with left:
         layer, neuron = pick_memory(now)
     with right:
@@ -21,13 +29,19 @@ def explorer() -> None:
     with left:
         draw_list(now, layer, neuron)
     st.divider()
-    left, right = st.columns([5, 6], gap="medium")
+    left, right = two_columns()
     with left:
-        draw_search(now)
+        draw_search(now, layer, neuron)
     with right:
         draw_switch(now, layer, neuron)
     st.divider()
     draw_triggers(now, layer, neuron)
+
+
+def two_columns() -> tuple[DeltaGenerator, DeltaGenerator]:
+    """Beside each other where the window is wide enough for two figures, else one below the other."""
+    left, right = st.columns([5, 6], gap="medium")
+    return left, right
 
 
 def within_bounds(now: Chosen) -> None:
@@ -68,5 +82,6 @@ if chosen().model.cfg.attn_only:
         icon=":material/info:",
     )
 else:
-    with torch.no_grad():
+    st.html(COLUMNS)
+    with torch.no_grad(), st.container(key="memories_page"):
         explorer()

@@ -18,9 +18,8 @@ LISTED = 40
 
 def draw_list(now: Chosen, layer: int, neuron: int) -> None:
     """Which memories make the prediction: the figure with its check, and the rows to choose from."""
-    of = st.segmented_control(
-        "Memories of", ["All layers", "This layer"], default="All layers", key="memories_of", required=True
-    )
+    options = ["All layers", "This layer"]
+    of = st.segmented_control("Memories of", options, default=options[0], key="memories_of", required=True)
     which = None if of == "All layers" else layer
     found = updates_of(now, which)
     listed = table(now, found)
@@ -33,7 +32,8 @@ def draw_list(now: Chosen, layer: int, neuron: int) -> None:
     best = listed.iloc[0]
     code = opening(now, "memories", "plots") + (
         "_, cache = model.run_with_cache(tokens)\n"
-        f"found = memories.sub_updates(\n    model, cache, {now.target}, {now.foil}, layer={which}, pos={now.q}, top={found.sizes['top']}\n)\n"
+        f"found = memories.sub_updates(\n    model, cache, {now.target}, {now.foil}, layer={which}, pos={now.q}, "
+        f"top={found.sizes['top']}\n)\n"
         "fig = plots.memory_bars(found)\n"
     )
     figure(
@@ -42,11 +42,12 @@ def draw_list(now: Chosen, layer: int, neuron: int) -> None:
         ),
         key="memories",
         caption=f"{check(said, abs(summed + biases - whole), 1e-3 * max(1.0, abs(whole)))} "
-        "What a memory adds is its coefficient times its value, read by the unembedding, the final norm's scale as it was; "
-        "what it does by way of later layers is not in it.",
+        "What a memory adds is its coefficient times its value, read by the unembedding, the final norm's scale as it "
+        "was; what it does by way of later layers is not in it.",
         code=code,
         data=listed,
-        alt=f"What {found.sizes['top']} memories add to the logit difference. Largest: {best.memory} {best.adds:+.3f}; all: {summed:+.3f}.",
+        alt=f"What {found.sizes['top']} memories add to the logit difference. Largest: {best.memory} "
+        f"{best.adds:+.3f}; all: {summed:+.3f}.",
     )
 
 
@@ -73,7 +74,7 @@ def strongest(now: Chosen, layer: int | None) -> tuple[int, int]:
     return int(found), int(neuron)
 
 
-def draw_search(now: Chosen) -> None:
+def draw_search(now: Chosen, layer: int, neuron: int) -> None:
     """Which values promote a token."""
     st.markdown("**Which values promote a token**")
     text = st.text_input(
@@ -95,13 +96,11 @@ def draw_search(now: Chosen) -> None:
         "logit": found.logit.values,
         "tokens it promotes more": found.token_rank.values,
     })  # fmt: skip
-    rows(
-        listed, f"promoters_{token}_{st.session_state.get('mlp_layer')}_{st.session_state.get('neuron')}", None, height=300
-    )
+    rows(listed, f"promoters_{token}_{layer}_{neuron}", (layer, neuron), height=300)
     n = now.model.cfg.n_layers * now.model.cfg.d_mlp
     st.caption(
-        f"Of {n:,} values those whose logit of {token_text(named(now, token))} is largest, each read through the final norm "
-        "as if it were the whole stream. Click one to see it."
+        f"Of {n:,} values those whose logit of {token_text(named(now, token))} is largest, each read through the final "
+        "norm as if it were the whole stream. Click one to see it."
     )
     with st.popover("As code", type="tertiary"):
         st.code(opening(now, "memories") + f"found = memories.promoters(model, {token}, {found.sizes['rank']})\n")

@@ -61,7 +61,8 @@ def draw_memory(now: Chosen, layer: int, neuron: int) -> None:
             st.metric(label, value, help=what, width="content")
     listed = concat([_words(best, "promotes"), _words(worst, "suppresses")], ignore_index=True)
     code = opening(now, "memories", "plots") + (
-        f"best, worst = (of(model, {layer}, {neuron}, {best.sizes['rank']}) for of in (memories.promoted, memories.suppressed))\n"
+        f"best = memories.promoted(model, {layer}, {neuron}, {best.sizes['rank']})\n"
+        f"worst = memories.suppressed(model, {layer}, {neuron}, {best.sizes['rank']})\n"
         "fig = plots.value_bars(best, worst)\n"
     )
     top = f"{best.token.values[0]!r} {float(best.logit[0]):.2f}"
@@ -71,7 +72,8 @@ def draw_memory(now: Chosen, layer: int, neuron: int) -> None:
         caption="Logits of the value read through the final norm as if it were the whole stream.",
         code=code,
         data=listed,
-        alt=f"Tokens that the value of {name} promotes and suppresses. Most promoted: {top}; most suppressed: {worst.token.values[0]!r}.",
+        alt=f"Tokens that the value of {name} promotes and suppresses. Most promoted: {top}; most suppressed: "
+        f"{worst.token.values[0]!r}.",
     )
     fired = key_of(now, layer, neuron)
     words = " · ".join(
@@ -80,8 +82,8 @@ def draw_memory(now: Chosen, layer: int, neuron: int) -> None:
     )
     st.markdown(
         f"**Its key** fires most on these tokens by themselves: {words}",
-        help="The embedding of each token read as if it were the whole stream before this MLP: positions, attention and "
-        "earlier MLPs are left out. Below is what fires it in text.",
+        help="The embedding of each token read as if it were the whole stream before this MLP: positions, attention "
+        "and earlier MLPs are left out. Below is what fires it in text.",
     )
 
 
@@ -93,7 +95,9 @@ def draw_switch(now: Chosen, layer: int, neuron: int) -> None:
         switch = st.segmented_control(
             "Coefficient", ["On", "Off", "Scaled"], default="Off", key="switch", required=True
         )
-        scale = st.number_input("×", -100.0, 100.0, 2.0, step=0.5, key="factor", width=150, disabled=switch != "Scaled")
+        scale = st.number_input(
+            "Times", -100.0, 100.0, 2.0, step=0.5, key="factor", width=150, disabled=switch != "Scaled"
+        )
         is_everywhere = st.toggle("On every token", key="everywhere", help="Otherwise on the token read alone.")
     factor = {"On": 1.0, "Off": 0.0}.get(switch, float(scale))
     found, scaled = changed(now, name, factor, is_everywhere)
@@ -102,29 +106,26 @@ def draw_switch(now: Chosen, layer: int, neuron: int) -> None:
     direct = (factor - 1) * float(one[one.memory.values.tolist().index(name)])
     where = None if is_everywhere else -1
     code = opening(now, "memories", "plots") + (
-        f"found = memories.next_tokens(model, [{name!r}], tokens[:, : {now.q + 1}], {factor}, {found.sizes['rank']}, pos={where})\n"
+        f"found = memories.next_tokens(\n    model, [{name!r}], tokens[:, : {now.q + 1}], {factor}, "
+        f"{found.sizes['rank']}, pos={where}\n)\n"
         "fig = plots.next_token_bars(found)\n"
     )
     sums = [
         float(found[column].sum()) + rest for column, rest in zip(("before", "after"), found.attrs["rest"], strict=True)
     ]
     target, foil = token_text(named(now, now.target)), token_text(named(now, now.foil))
-    top = found.token.values[0]
+    tokens = list(map(seen, map(str, found.token.values)))
+    rest = "{:.1%}, then {:.1%}".format(*found.attrs["rest"])
     figure(
         plots.next_token_bars(found, theme=now.theme),
         key="switched",
-        caption=f"Logit of {target} less that of {foil}: {before:+.4f}, then {after:+.4f}, a change of {after - before:+.4f}; "
-        f"directly {direct:+.4f} of it, on the token read. All other tokens: {found.attrs['rest'][0]:.1%}, then "
-        f"{found.attrs['rest'][1]:.1%}. {check('Probabilities sum to 1', max(abs(each - 1) for each in sums), 1e-4)}",
+        caption=f"Logit of {target} less that of {foil}: {before:+.4f}, then {after:+.4f}, a change of "
+        f"{after - before:+.4f}; by what the memory itself writes on the token read, {direct:+.4f}. All other tokens: "
+        f"{rest}. {check('Probabilities sum to 1', max(abs(each - 1) for each in sums), 1e-4)}",
         code=code,
-        data=DataFrame(
-            {
-                "token": list(map(seen, map(str, found.token.values))),
-                "before": found.before.values,
-                "after": found.after.values,
-            }
-        ),
-        alt=f"Next tokens with {name} as it is and × {factor:g}. {top!r} goes from {float(found.before[0]):.3f} to {float(found.after[0]):.3f}.",
+        data=DataFrame({"token": tokens, "before": found.before.values, "after": found.after.values}),
+        alt=f"Next tokens with {name} as it is and × {factor:g}. {tokens[0]!r} goes from {float(found.before[0]):.3f} "
+        f"to {float(found.after[0]):.3f}.",
     )
 
 
@@ -162,7 +163,7 @@ def draw_triggers(now: Chosen, layer: int, neuron: int) -> None:
         return
     finally:
         bar.empty()
-    fired = card["triggers"]
+    fired, columns = card["triggers"], ["value", "before", "token", "next_token", "document", "pos"]
     text = f"{fired.before.values[0]}[{fired.token.values[0]}]"
     figure(
         plots.neuron_card(card, theme=now.theme),
@@ -170,13 +171,13 @@ def draw_triggers(now: Chosen, layer: int, neuron: int) -> None:
         code=opening(now, "corpus", "memories", "plots")
         + scanning(now, layer, n_tokens)
         + (
-            f"card = memories.neuron_card(model, {layer}, {neuron}, found, {card['promoted'].sizes['rank']}, progress=False)\n"
+            f"card = memories.neuron_card(model, {layer}, {neuron}, found, {card['promoted'].sizes['rank']}, "
+            "progress=False)\n"
             "fig = plots.neuron_card(card)\n"
         ),
-        caption=f"Of {found.about['tokens']:,} tokens in {found.about['documents']:,} texts. A text counts once, by its largest coefficient.",
-        data=DataFrame(
-            {column: fired[column].values for column in ("value", "before", "token", "next_token", "document", "pos")}
-        ),
+        caption=f"Of {found.about['tokens']:,} tokens in {found.about['documents']:,} texts. "
+        "A text counts once, by its largest coefficient.",
+        data=DataFrame({column: fired[column].values for column in columns}),
         alt=f"Card of {name}. Its strongest trigger, {float(fired.value[0]):.3f}: {seen(text[-60:])}.",
     )
 
@@ -202,6 +203,5 @@ def scanning(now: Chosen, layer: int, n_tokens: int) -> str:
 
 
 def _words(of: Dataset, kind: str) -> DataFrame:
-    return DataFrame({
-        "of": kind, "token": list(map(seen, map(str, of.token.values))), "logit": of.logit.values, "probability": of.probability.values
-    })  # fmt: skip
+    tokens = list(map(seen, map(str, of.token.values)))
+    return DataFrame({"of": kind, "token": tokens, "logit": of.logit.values, "probability": of.probability.values})
