@@ -1,6 +1,7 @@
 """The logit lens: what the model would say if it stopped at a layer (nostalgebraist, 2020).
 
 Lens l reads the stream before layer l, the embeddings first; the last reads the stream at its end and is the model.
+Between them one can read at l + 0.5, after the layer's attention and before its MLP.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,9 +35,12 @@ def logit_lens(
     model: HookedGPT,
     cache: ActivationCache,
     target: Target | None = None,
+    wrong: Answers | None = None,
     *,
     k: int = 5,
     pos: PosSlice = None,
+    halves: bool = False,
+    ranks_before: bool = False,
     translate: Translate | None = None,
     progress: bool = True,
 ) -> Dataset:
@@ -45,30 +49,48 @@ def logit_lens(
     It has the `k` most probable tokens (`token`, `token_id`, `probability`, with an axis `top`), the `entropy`, and
     `kl`, KL(model || lens), in nats. With `target` (a token for all prompts or one for each, ids [prompt pos], or
     "next", the token that follows in the prompt) its `target_probability`, and `target_rank`, 0 where it is the most
-    probable. `translate(stream, layer)` is applied before the final norm to all but the last.
+    probable; with `wrong` too, `logit_difference`, the target's logit less that of `wrong`.
+
+    `halves` adds the readings after attention, at layer + 0.5. `ranks_before` adds `rank_before`: of the `k` tokens the
+    ranks one reading earlier, where they differ from `top` by how far a token has come. `translate(stream, layer)` is
+    applied before the final norm to all but the last.
     """
     if not 1 <= k <= model.cfg.d_vocab_out:
         raise ValueError(f"k={k}; allowed: 1 to {model.cfg.d_vocab_out}, the tokens that the model knows")
+    if wrong is not None and target is None:
+        raise ValueError("wrong= is what target= is compared with: give both")
+    if halves and (translate is not None or "blocks.0.hook_resid_mid" not in model.hook_dict):
+        raise ValueError(
+            "halves=True reads between attention and MLP, "
+            + ("where no translator was trained" if translate is not None else "and this model has no stream there")
+        )
     run, n_layers = CachedRun.of(model, cache, pos), model.cfg.n_layers
-    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(n_layers)] + [f"blocks.{n_layers - 1}.hook_resid_post"]
-    streams = [run.at(name).flatten(0, 1) for name in names]
-    wanted = None if target is None else _targets(run, target).flatten()
+    names = {layer: f"blocks.{layer}.hook_resid_pre" for layer in range(n_layers)}
+    if halves:
+        names |= {layer + 0.5: f"blocks.{layer}.hook_resid_mid" for layer in range(n_layers)}
+    names = dict(sorted(names.items())) | {n_layers: f"blocks.{n_layers - 1}.hook_resid_post"}
+    streams = {layer: run.at(name).flatten(0, 1) for layer, name in names.items()}
+    asked = [_targets(run, each).flatten() for each in (target, wrong) if each is not None]
     n_rows, n_at_once = len(streams[0]), max(1, _AT_ONCE // model.cfg.d_vocab_out)
     made: dict[str, list[list[Tensor]]] = {}
     with tqdm(total=n_rows * len(names), desc="lens", unit=" positions", delay=1.0, disable=not progress) as bar:
         for first in range(0, n_rows, n_at_once):
             rows = slice(first, first + n_at_once)
-            own = log_probs(model, streams[-1][rows])
-            for layer, stream in enumerate(streams):
+            own, before = log_probs(model, streams[n_layers][rows]), None
+            for i, (layer, stream) in enumerate(streams.items()):
                 is_last = layer == n_layers
-                seen = stream[rows] if is_last or translate is None else translate(stream[rows], layer)
+                seen = stream[rows] if is_last or translate is None else translate(stream[rows], int(layer))
                 said = own if is_last else log_probs(model, seen)
-                numbers = _numbers(said, own, k, None if wanted is None else wanted[rows])
+                numbers = _numbers(said, own, k, [each[rows] for each in asked])
+                if ranks_before:
+                    numbers["rank_before"] = _ranks(before, numbers["token_id"])
+                    before = said
                 for name, each in numbers.items():
-                    made.setdefault(name, [[] for _ in names])[layer].append(each)
+                    made.setdefault(name, [[] for _ in names])[i].append(each)
                 bar.update(len(said))
     shape = run.own_columns.shape
-    axes: dict[str, Sequence[Any]] = {"layer": range(len(names)), "prompt": range(shape[0]), "pos": run.columns}
+    axes: dict[str, Sequence[Any]] = {"layer": list(map(float, names)) if halves else range(len(names))}
+    axes |= {"prompt": range(shape[0]), "pos": run.columns}
     found = {name: torch.stack(list(map(torch.cat, layers))).unflatten(1, shape) for name, layers in made.items()}
     if run.is_one:
         found = {name: values.squeeze(2) for name, values in found.items()}
@@ -110,7 +132,7 @@ def _numbers(
     said: Float[Tensor, "row d_vocab_out"],
     own: Float[Tensor, "row d_vocab_out"],
     k: int,
-    wanted: Int[Tensor, " row"] | None,
+    asked: Sequence[Int[Tensor, " row"]],
 ) -> dict[str, Tensor]:
     """What is reported of each row."""
     best = said.topk(k, -1)
@@ -120,12 +142,23 @@ def _numbers(
         "entropy": torch.special.entr(said.exp()).sum(-1),
         "kl": F.kl_div(said, own, reduction="none", log_target=True).sum(-1),
     }
-    if wanted is not None:
-        log_prob = said.gather(1, wanted.clamp(min=0)[:, None])
-        is_asked = wanted >= 0
-        found["target_probability"] = torch.where(is_asked, log_prob[:, 0].exp(), torch.nan)
-        found["target_rank"] = torch.where(is_asked, (said > log_prob).sum(-1).to(said.dtype), torch.nan)
+    if not asked:
+        return found
+    log_prob, *other = [said.gather(1, ids.clamp(min=0)[:, None]) for ids in asked]
+    is_asked = asked[0] >= 0
+    found["target_probability"] = torch.where(is_asked, log_prob[:, 0].exp(), torch.nan)
+    found["target_rank"] = torch.where(is_asked, (said > log_prob).sum(-1).to(said.dtype), torch.nan)
+    if other:
+        found["logit_difference"] = torch.where(is_asked, (log_prob - other[0])[:, 0], torch.nan)
     return found
+
+
+def _ranks(said: Float[Tensor, "row d_vocab_out"] | None, tokens: Int[Tensor, "row top"]) -> Float[Tensor, "row top"]:
+    """Of each token, how many are more probable; NaN where nothing was said."""
+    if said is None:
+        return torch.full(tokens.shape, torch.nan, device=tokens.device)
+    ranks = [(said > said.gather(1, ids[:, None])).sum(-1) for ids in tokens.unbind(-1)]
+    return torch.stack(ranks, -1).to(said.dtype)
 
 
 def _table(

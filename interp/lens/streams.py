@@ -8,6 +8,7 @@ from torch import Tensor
 from interp.cache import ActivationCache
 from interp.lens.run import CachedRun
 from interp.model import HookedGPT
+from interp.model.norms import NoNorm, Norm
 from interp.recording import PosSlice
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ def stream_statistics(model: HookedGPT, cache: ActivationCache, *, pos: PosSlice
     """Of the stream at each layer and of what is written to it: an `xarray.Dataset`, [component prompt pos].
 
     `norm`; `variance` of the coordinates; `cosine`, with the stream at the end; and for what is written `cosine_before`
-    with the stream that it is added to: negative where something is taken out again.
+    with the stream that it is added to: negative where something is taken out again. `final_scale` is what the final
+    norm divides by, or would: where it differs much from that of the final stream, a lens reads little from there.
     """
     from xarray import Dataset
 
@@ -42,10 +44,11 @@ def stream_statistics(model: HookedGPT, cache: ActivationCache, *, pos: PosSlice
             mid = stream if cfg.parallel_attn_mlp else run.at(f"{block}resid_mid")
             parts.append((f"L{layer} mlp", "mlp", layer, run.at(f"{block}mlp_out"), mid))
     parts.append(("final stream", "stream", n_layers, final, None))
-    found = {name: [] for name in ("norm", "variance", "cosine", "cosine_before")}
+    found = {name: [] for name in ("norm", "variance", "final_scale", "cosine", "cosine_before")}
     for *_, x, beside in parts:
         found["norm"].append(x.norm(dim=-1))
         found["variance"].append(x.var(-1, unbiased=False))
+        found["final_scale"].append(_scale(model.ln_final, x))
         found["cosine"].append(_cosine(x, final))
         found["cosine_before"].append(torch.full_like(x[..., 0], torch.nan) if beside is None else _cosine(x, beside))
     axes: dict[str, Any] = {"prompt": range(run.n_prompts), "pos": run.columns}
@@ -63,6 +66,12 @@ def stream_statistics(model: HookedGPT, cache: ActivationCache, *, pos: PosSlice
     about = {"method": "stream statistics", "model": model.fingerprint()}
     names = ["component", *axes]
     return Dataset({name: (names, x.cpu().numpy()) for name, x in stacked.items()}, coords=coords, attrs=about)
+
+
+def _scale(norm: Norm, x: Tensor) -> Tensor:
+    if isinstance(norm, NoNorm):
+        return torch.ones_like(x[..., 0])
+    return (norm.centred(x).square().mean(-1) + norm.eps).sqrt()
 
 
 def _cosine(one: Tensor, other: Tensor) -> Tensor:

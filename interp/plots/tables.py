@@ -11,7 +11,7 @@ from interp.plots.heatmap import TEXT_CELLS
 from interp.plots.results import labels
 from interp.plots.theme import LABEL, Theme, about, framed, in_words, palette, ticks, visible
 
-_IN_HOVER = ("target_probability", "target_rank", "rank", "entropy", "kl")
+_IN_HOVER = ("target_probability", "target_rank", "rank", "logit_difference", "entropy", "kl")
 _FEW = 7  # columns wide enough for long words
 _ROW, _ROWS_AT_ONCE = 26, 12  # pixels; fit a figure of the usual height
 
@@ -30,7 +30,7 @@ def lens_table(
 
     `table` is as from `lens.logit_lens`: `token` and `probability`, whose last axis runs from the most probable token
     down. `colour` is "probability", that of the token shown, or another variable, [layer pos]; ranks go by their
-    logarithm.
+    logarithm, and what has both signs to both sides of 0.
     """
     of_one = _of_prompt(table, prompt)
     layers, places, _ = of_one["token"].dims
@@ -66,6 +66,9 @@ def lens_table(
             "tickvals": [float(np.log10(rank + 1 - first)) for rank in shown],
             "ticktext": [f"{r:,}" for r in shown],
         }
+    elif (values < 0).any():
+        high = float(np.nanmax(np.abs(values)))
+        low, scale = -high, colours.scale(colours.diverging)
     cells = go.Heatmap(
         z=z,
         zmin=low,

@@ -107,6 +107,44 @@ def test_a_translation_stands_before_the_norm_of_all_layers_but_the_last() -> No
     assert found.attrs["method"] == "tuned lens"
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_readings_after_attention_stand_between_those_of_layers(name: str) -> None:
+    model = variant(name, torch.float64)
+    _, cache = model.run_with_cache(some_tokens())
+    found = logit_lens(model, cache, 4, halves=True, progress=False)
+    whole = logit_lens(model, cache, 4, progress=False)
+    assert found.layer.values.tolist() == [0, 0.5, 1, 1.5, 2]
+    for number in ("kl", "target_rank", "probability"):
+        np.testing.assert_array_equal(found[number].values[::2], whole[number].values)
+    for layer in range(2):
+        p = by_hand(model, cache["resid_mid", layer])
+        close(found.target_probability.sel(layer=layer + 0.5), p[..., 4])
+
+
+def test_the_logit_difference_is_that_of_each_layers_logits() -> None:
+    model = variant("gpt2", torch.float64)
+    logits, cache = model.run_with_cache(some_tokens())
+    found = logit_lens(model, cache, 4, 6, progress=False).logit_difference
+    close(found.isel(layer=-1), logits[..., 4] - logits[..., 6])
+    first = by_hand(model, cache["resid_pre", 0]).log()
+    close(found.isel(layer=0), first[..., 4] - first[..., 6])
+
+
+def test_the_ranks_of_tokens_are_known_one_reading_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = variant("gpt2", torch.float64)
+    _, cache = model.run_with_cache(some_tokens())
+    monkeypatch.setattr(layers, "_AT_ONCE", 4 * 13)
+    found = logit_lens(model, cache, k=5, ranks_before=True, progress=False)
+    assert found.rank_before.dims == ("layer", "prompt", "pos", "top")
+    assert np.isnan(found.rank_before.isel(layer=0)).all()
+    p = by_hand(model, cache["resid_pre", 1])
+    order = p.argsort(-1, descending=True).argsort(-1)
+    np.testing.assert_array_equal(
+        found.rank_before.isel(layer=2), order.gather(-1, torch.tensor(found.token_id.isel(layer=2).values))
+    )
+    assert "rank_before" not in logit_lens(model, cache, progress=False)
+
+
 def test_tokens_are_shown_as_text() -> None:
     tokenizer = Tokenizer.train(["the cat sat on the mat"] * 4, d_vocab=270, progress=False)
     model = variant("gpt2", d_vocab=270)
@@ -134,3 +172,10 @@ def test_what_makes_no_sense_is_refused() -> None:
     cache.tokens = None
     with pytest.raises(ValueError, match=r"does not know its tokens; give ids \[prompt pos\]"):
         logit_lens(model, cache, "next")
+    with pytest.raises(ValueError, match="give both"):
+        logit_lens(model, cache, wrong=4)
+    with pytest.raises(ValueError, match="no translator was trained"):
+        logit_lens(model, cache, halves=True, translate=lambda stream, _: stream)
+    parallel = variant("neox")
+    with pytest.raises(ValueError, match="this model has no stream there"):
+        logit_lens(parallel, parallel.run_with_cache(some_tokens())[1], halves=True)

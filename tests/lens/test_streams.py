@@ -30,6 +30,16 @@ def test_each_number_is_its_definition(name: str) -> None:
             np.testing.assert_allclose(one.cosine_before, wanted)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_final_scale_of_the_final_stream_is_that_of_the_final_norm(name: str) -> None:
+    model = variant(name, torch.float64)
+    _, cache = model.run_with_cache(some_tokens())
+    found = stream_statistics(model, cache).final_scale
+    known = cache["ln_final.hook_scale"][..., 0] if "ln_final.hook_scale" in cache else torch.ones(3, 7)
+    np.testing.assert_allclose(found.sel(component="final stream"), known.detach())
+    assert (found > 0).all()
+
+
 def test_components_are_named_in_order_of_computation() -> None:
     model = variant("sinusoidal")
     _, cache = model.run_with_cache(some_tokens())

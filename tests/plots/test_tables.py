@@ -66,6 +66,15 @@ def test_ranks_go_by_their_logarithm() -> None:
     np.testing.assert_allclose(first.colorbar.tickvals[:3], np.log10([1, 2, 4]))
 
 
+def test_what_has_both_signs_is_drawn_to_both_sides_of_0() -> None:
+    numbers = (("layer", "pos"), np.array([[-4.0, 1.0], [2.0, 0.0]]))
+    trace = plots.lens_table(table(logit_difference=numbers), "logit_difference").data[0]
+    assert (trace.zmin, trace.zmax) == (-4, 4)
+    assert trace.colorscale[4] == (0.5, "#f7f7f7")
+    assert "logit difference -4" in trace.hovertext[0][0]
+    assert plots.lens_table(table(kl=(*numbers[:1], abs(numbers[1]))), "kl").data[0].zmin == 0
+
+
 def test_what_is_no_table_is_refused() -> None:
     with pytest.raises(ValueError, match=r"lacks \['probability'\]"):
         plots.lens_table(table().drop_vars("probability"))
