@@ -1,0 +1,51 @@
+"""One cell of the map: what is read there."""
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboards.parts.lens.chosen import Cell, readings
+from dashboards.parts.state import Chosen
+from dashboards.parts.words import token_text
+from interp.plots.theme import seen
+
+
+def draw_cell(now: Chosen, cell: Cell) -> None:
+    """The likeliest tokens there, and how far each has come since the reading before."""
+    one, names = cell.one, readings(now, cell.halves)
+    st.markdown(f"**{names[cell.row].capitalize()}**, position {cell.pos} {token_text(now.labels[cell.pos])}")
+    changes = [_change(before, rank) for rank, before in enumerate(one.rank_before.to_numpy().tolist())]
+    probability = one.probability.to_numpy()
+    columns = {"token": [seen(str(token)) for token in one.token.to_numpy()], "probability": probability}
+    st.dataframe(
+        pd.DataFrame(columns | {"rank": changes}),
+        key="lens_top",
+        hide_index=True,
+        height=37 + 35 * len(changes),
+        column_config={
+            "probability": st.column_config.ProgressColumn(format="%.4f", min_value=0, max_value=1, width="small"),
+            "rank": st.column_config.TextColumn(
+                help="How far up or down since the reading before.", width="small", alignment="right"
+            ),
+        },
+    )
+    others = now.model.cfg.d_vocab_out - len(changes)
+    rest = max(0.0, 1 - float(probability.sum()))
+    st.text(f"the other {others:,} tokens: {rest:.4f}" if others else "all tokens")
+    with st.container(horizontal=True, key="lens_cell"):
+        asked = "Next token" if cell.is_next else "Target"
+        if np.isfinite(float(one.target_rank)):
+            st.metric(f"{asked}: probability", f"{float(one.target_probability):.4g}", width="content")
+            st.metric("rank", f"{int(one.target_rank):,}", width="content")
+            st.metric("logit less the foil's", f"{float(one.logit_difference):+.4g}", width="content")
+        else:
+            st.text("No token follows here.")
+        st.metric("Entropy", f"{float(one.entropy):.4g}", width="content")
+        st.metric("KL to the end", f"{float(one.kl):.4g}", width="content")
+
+
+def _change(before: float, rank: int) -> str:
+    if not np.isfinite(before):
+        return ""
+    moved = int(before) - rank
+    return f"↑{moved:,}" if moved > 0 else f"↓{-moved:,}" if moved < 0 else "="

@@ -1,0 +1,150 @@
+"""The cell of the map that is looked at, and how the map is drawn: widgets that a link remembers."""
+
+from dataclasses import dataclass
+
+import streamlit as st
+from xarray import Dataset
+
+from dashboards.parts.lens.measured import has_halves, lens
+from dashboards.parts.state import Chosen
+
+WIDTHS = (16, 24, 48)  # positions drawn at once
+COLOURS = {
+    "target_probability": "probability",
+    "target_rank": "rank",
+    "entropy": "entropy",
+    "kl": "KL to the end",
+    "logit_difference": "logit difference",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A reading at a position, in a window of the prompt."""
+
+    found: Dataset  # what was read in the window, [layer pos]
+    row: int
+    pos: int
+    first: int
+    last: int
+    is_next: bool
+    halves: bool
+
+    @property
+    def column(self) -> int:
+        return self.pos - self.first
+
+    @property
+    def layers(self) -> list[float]:
+        return self.found.layer.values.tolist()
+
+    @property
+    def one(self) -> Dataset:
+        return self.found.isel(layer=self.row, pos=self.column)
+
+
+def choose(now: Chosen) -> Cell:
+    """Draw the widgets, and read what they say."""
+    _take_over(now)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        of = st.segmented_control(
+            "Numbers are of",
+            ["target", "next"],
+            default="target",
+            format_func={"target": "the target token", "next": "the token that follows"}.__getitem__,
+            key="lens_of",
+            bind="query-params",
+            required=True,
+        )
+        halves = has_halves(now.model) and st.toggle(
+            "After attention too",
+            key="lens_halves",
+            bind="query-params",
+            on_change=_whole,
+            help="A row more for each layer: the stream between its attention and its MLP.",
+        )
+    n = len(now.labels)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        names = readings(now, bool(halves))
+        row = st.selectbox(
+            "Reading",
+            range(len(names)),
+            None,
+            format_func=names.__getitem__,
+            key="lens_row",
+            bind="query-params",
+            placeholder=names[-1],
+            width=230,
+        )
+        pos = st.number_input(
+            "Position",
+            0,
+            n - 1,
+            None,
+            key="lens_pos",
+            bind="query-params",
+            placeholder=f"{now.q}, that read",
+            width=150,
+        )
+        row, pos = len(names) - 1 if row is None else row, now.q if pos is None else int(pos)
+        first, last = _window(now, pos)
+    found = lens(now, of == "next", bool(halves), first, last)
+    return Cell(found, row, pos, first, last, of == "next", bool(halves))
+
+
+def readings(now: Chosen, halves: bool) -> list[str]:
+    """What the rows are called in words."""
+    n, names = now.model.cfg.n_layers, []
+    for layer in range(n):
+        names.append(f"before layer {layer}" + (" (embeddings)" if layer == 0 else ""))
+        names += [f"after attention of layer {layer}"] if halves else []
+    return [*names, "at the end: the model"]
+
+
+def _take_over(now: Chosen) -> None:
+    """What was clicked, or changed outside; what no longer fits gives way."""
+    state, n = st.session_state, len(now.labels)
+    clicked = state.pop("_lens_row", None), state.pop("_lens_column", None)
+    if None not in clicked and "_lens_first" in state:
+        state["lens_row"], state["lens_pos"] = clicked[0], state["_lens_first"] + clicked[1]
+    read = now.fingerprint, now.prompt, now.bos, now.q
+    if state.get("_lens_read", read) != read:
+        state["lens_pos"] = None
+    state["_lens_read"] = read
+    if (state.get("lens_pos") or 0) >= n:
+        state["lens_pos"] = None
+    halves = state.get("lens_halves") and has_halves(now.model)
+    if (state.get("lens_row") or 0) > now.model.cfg.n_layers * (2 if halves else 1):
+        state["lens_row"] = None
+
+
+def _whole() -> None:
+    """The row stays that of the same reading, or of the one before it."""
+    row, halves = st.session_state.get("lens_row"), st.session_state["lens_halves"]
+    if row is not None:
+        st.session_state["lens_row"] = row * 2 if halves else row // 2
+
+
+def _window(now: Chosen, pos: int) -> tuple[int, int]:
+    """The positions drawn, among which is the one looked at; they stay while it is among them."""
+    n, state = len(now.labels), st.session_state
+    width = n
+    if n > WIDTHS[0]:
+        width = st.segmented_control(
+            "Positions drawn", WIDTHS, default=WIDTHS[0], key="lens_width", bind="query-params", required=True
+        )
+    width = min(width, n)
+    first = min(state.get("_lens_first", n), n - width)
+    if not first <= pos < first + width:
+        first = min(max(0, pos - width // 2), n - width)
+    state["_lens_first"] = first
+    if width < n:
+        for words, step, is_end in (("Earlier", -width, first == 0), ("Later", width, first == n - width)):
+            st.button(words, key=f"lens_{words}", on_click=_move, args=(pos, step, n), disabled=is_end)
+    return first, first + width
+
+
+def _move(pos: int, step: int, n: int) -> None:
+    """Draw other positions, and look at one among them."""
+    st.session_state["lens_pos"] = min(max(0, pos + step), n - 1)
+    st.session_state["_lens_first"] = max(0, st.session_state["_lens_first"] + step)

@@ -1,0 +1,210 @@
+"""The map: readings down, positions across."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboards.parts.figure import figure
+from dashboards.parts.grid import Scale, grid, scale_of
+from dashboards.parts.heads.measured import quoted
+from dashboards.parts.lens.chosen import COLOURS, Cell, readings
+from dashboards.parts.lens.measured import FAR, output_error, scale_by_layer, scales
+from dashboards.parts.snippets import opening
+from dashboards.parts.state import Chosen
+from dashboards.parts.words import plain
+from interp import plots
+from interp.plots.heatmap import TEXT_CELLS
+from interp.plots.theme import seen
+
+_LONGEST = 6  # characters in a cell
+_TOLD_ALL = 500  # cells; of more, less is told of each
+
+
+def draw_map(now: Chosen, cell: Cell) -> None:
+    """The map, the choice of its colours, and what should hold of it."""
+    colour = st.segmented_control(
+        "Colour",
+        list(COLOURS),
+        default="target_probability",
+        format_func=COLOURS.__getitem__,
+        key="lens_colour",
+        bind="query-params",
+        required=True,
+    )
+    z, look = _look(now, cell, colour)
+    numbers = cell.found[colour].to_numpy()
+    grid(
+        z,
+        key="lens_grid",
+        row_labels=["end" if i == len(cell.layers) - 1 else f"{x:g}" for i, x in enumerate(cell.layers)],
+        column_labels=_columns(now, cell),
+        text=_texts(cell),
+        said=_said(now, cell),
+        letters=_right(now, cell),
+        selected=(cell.row, cell.column),
+        theme=now.theme,
+        sets=("_lens_row", "_lens_column"),
+        alt=_alt(now, cell, colour, numbers),
+        **look,
+    )
+    st.caption(_caption(now, cell))
+    _warn_of_scales(now)
+    if st.toggle("Table", key="lens_map_table"):
+        names = [f"{pos} {seen(now.labels[pos])}" for pos in range(cell.first, cell.last)]
+        rows = readings(now, cell.halves)
+        st.dataframe(pd.DataFrame(numbers, rows, names), key="lens_numbers", height=240)
+
+
+def draw_figures(now: Chosen, cell: Cell) -> None:
+    """The map as a figure that can be taken away, and the stream's size."""
+    which = st.segmented_control(
+        "Draw", ["The map as a figure", "How large the stream is"], key="lens_figure", bind="query-params"
+    )
+    read = "_, cache = model.run_with_cache(tokens)\n"
+    if which == "The map as a figure":
+        colour = st.session_state["lens_colour"]
+        where = [f"{pos} {now.labels[pos]}" for pos in range(cell.first, cell.last)]
+        found = cell.found.assign_coords(pos=where)
+        target = "'next'" if cell.is_next else now.target
+        code = opening(now, "lens", "plots") + (
+            f"{read}found = lens.logit_lens(model, cache, {target}, {now.foil}, k={found.sizes['top']}, "
+            f"pos=slice({cell.first}, {cell.last}), halves={cell.halves})\n"
+            f"fig = plots.lens_table(found, {colour!r})\n"
+        )
+        drawn = plots.lens_table(found, colour, title=f"Logit lens of {now.name}", theme=now.theme)
+        alt = _alt(now, cell, colour, found[colour].to_numpy())
+        figure(drawn, key="lens_table", caption=_caption(now, cell), code=code, data=found[colour], alt=alt)
+    elif which is not None:
+        _draw_stream(now, read)
+
+
+def _draw_stream(now: Chosen, read: str) -> None:
+    found = scales(now)
+    code = opening(now, "lens", "plots") + (
+        f"{read}found = lens.stream_statistics(model, cache)\nfig = plots.stream_statistics(found, 'norm', "
+        "values='log')\n"
+    )
+    drawn = plots.stream_statistics(found, "norm", values="log", theme=now.theme)
+    ends = found["norm"].isel(component=-1)
+    alt = f"Norm of the stream and of what is written to it, by layer. At the end {float(ends.median()):.3g}."
+    figure(drawn, key="lens_stream", caption="All positions but the first.", code=code, data=found["norm"], alt=alt)
+
+
+def _look(now: Chosen, cell: Cell, colour: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """What the colours stand for."""
+    values = cell.found[colour].to_numpy().astype(float)
+    of = "the next token" if cell.is_next else quoted(now, now.target)
+    if colour == "target_probability":
+        return values, {"scale": Scale(0.0, 1.0, f"probability of {of}")}
+    if colour == "target_rank":
+        z = -np.log10(values + 1)
+        low = min(-1.0, float(np.nanmin(z))) if np.isfinite(z).any() else -1.0
+        return z, {"scale": Scale(low, 0.0, f"−log₁₀(1 + rank) of {of}; 0: the likeliest")}
+    if colour == "logit_difference":
+        title = f"logit of {of} − {quoted(now, now.foil)}"
+        return values, {"scale": scale_of(values, "diverging", title), "colour": "diverging"}
+    title = "entropy, nats" if colour == "entropy" else "KL(model ‖ reading), nats"
+    return values, {"scale": scale_of(values, "sequential", title)}
+
+
+def _columns(now: Chosen, cell: Cell) -> list[str]:
+    if cell.last - cell.first > 16:
+        return [str(pos) for pos in range(cell.first, cell.last)]
+    return [_cut(now.labels[pos]) for pos in range(cell.first, cell.last)]
+
+
+def _texts(cell: Cell) -> list[list[str]] | None:
+    """The likeliest token of each cell."""
+    best = cell.found.token[..., 0].to_numpy()
+    return None if best.size > TEXT_CELLS else [[_cut(str(token)) for token in row] for row in best]
+
+
+def _cut(token: str) -> str:
+    text = seen(token)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _said(now: Chosen, cell: Cell) -> list[list[str]]:
+    """What is told of a cell when one hovers there."""
+    found, names = cell.found, readings(now, cell.halves)
+    n_top = 3 if found.entropy.size <= _TOLD_ALL else 1
+    token, p = found.token.to_numpy()[..., :n_top], found.probability.to_numpy()[..., :n_top]
+    more = {name: found[name].to_numpy() for name in COLOURS}
+
+    def told(i: int, j: int) -> str:
+        pos = cell.first + j
+        lines = [f"{names[i]}, {pos} {_short(now.labels[pos])}"]
+        lines += [f"{x:.3f} {_short(str(word))}" for word, x in zip(token[i, j], p[i, j], strict=True)]
+        x = {name: float(values[i, j]) for name, values in more.items()}
+        if np.isfinite(x["target_rank"]):
+            asked = "next token" if cell.is_next else "target"
+            lines.append(f"{asked} {x['target_probability']:.3g}, rank {x['target_rank']:.0f}")
+            lines.append(f"logit difference {x['logit_difference']:+.3g}")
+        lines.append(f"entropy {x['entropy']:.3g}, KL {x['kl']:.3g}")
+        return "\n".join(lines)
+
+    return [[told(i, j) for j in range(p.shape[1])] for i in range(p.shape[0])]
+
+
+def _short(token: str) -> str:
+    text = seen(token)
+    return text if len(text) <= 24 else text[:23] + "…"
+
+
+def _right(now: Chosen, cell: Cell) -> list[list[str]]:
+    """A mark where the likeliest token is the one that follows."""
+    after = [*now.tokens[0].tolist(), -1][cell.first + 1 : cell.last + 1]
+    return [["✓" if a == b else "" for a, b in zip(row, after, strict=True)] for row in _best(cell)]
+
+
+def _best(cell: Cell) -> list[list[int]]:
+    return cell.found.token_id[..., 0].to_numpy().tolist()
+
+
+def _caption(now: Chosen, cell: Cell) -> str:
+    error = output_error(now, cell.found, cell.first, cell.last)
+    norm = "no norm" if scale_by_layer(now) is None else "the final norm"
+    holds = (
+        f"The last row equals the model's output (error {error:.0e}) ✓"
+        if error <= 1e-4
+        else f":red[The last row is {error:.2g} off the model's output ✗]"
+    )
+    begins = "The prompt begins with the first token of every text." if now.bos else ""
+    return (
+        f"Row l reads the stream before layer l through {norm} and the unembedding. {holds}. "
+        f"✓ in a cell: its likeliest token is the one that follows. {begins}"
+    )
+
+
+def _warn_of_scales(now: Chosen) -> None:
+    """Where the final norm divides early streams by something far from what it divides the last by."""
+    found = scale_by_layer(now)
+    if found is None:
+        st.caption("This model has no final norm: all rows are read alike.")
+        return
+    times = found / found[-1]
+    far = [i for i, x in enumerate(times) if not 1 / FAR <= x <= FAR]
+    said = (
+        f"The final norm divides by {found[-1]:.3g} at the end and by {found[0]:.3g} before layer 0, "
+        f"{max(times[0], 1 / times[0]):.1f} × apart (median over positions)"
+    )
+    if far:
+        rows = f"row {far[0]}" if len(far) == 1 else f"rows {far[0]} to {far[-1]}"
+        st.warning(f"{said}: {rows} may say little of what the model knows there.", icon=":material/straighten:")
+    else:
+        st.caption(f"{said}: less than {FAR} ×, no reason to doubt early rows.")
+
+
+def _alt(now: Chosen, cell: Cell, colour: str, values: np.ndarray) -> str:
+    """The map in words, with its two largest numbers."""
+    said = f"Logit lens, {len(cell.layers)} readings by {cell.last - cell.first} positions, {COLOURS[colour]}."
+    finite = np.where(np.isfinite(values), values, -np.inf).ravel()
+    names = readings(now, cell.halves)
+    largest = [
+        f"{values[i, j]:.3g} {names[i]} at {cell.first + j} {plain(seen(now.labels[cell.first + j]), 20)}"
+        for i, j in (divmod(int(at), values.shape[1]) for at in np.argsort(-finite)[:2])
+        if np.isfinite(values[i, j])
+    ]
+    return f"{said} Largest: {'; '.join(largest)}." if largest else said
