@@ -14,11 +14,11 @@ def explorer() -> None:
     """The map, and the cell that is picked on it: one fragment, so that they stay in step."""
     now = chosen()
     cell = choose(now)
-    left, right = st.columns([12, 5], gap="medium")
-    with left:
-        draw_map(now, cell)
-    with right:
-        draw_cell(now, cell)
+    with st.container(horizontal=True, gap="medium"):
+        with st.container(width="stretch"):
+            draw_map(now, cell)
+        with st.container(width=330):
+            draw_cell(now, cell)
     draw_figures(now, cell)
 
 

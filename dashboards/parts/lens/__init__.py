@@ -1,1 +1,1 @@
-"""Parts of the page on the lens."""
+"""The page on the lens, in its parts."""

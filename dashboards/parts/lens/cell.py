@@ -31,17 +31,22 @@ def draw_cell(now: Chosen, cell: Cell) -> None:
     )
     others = now.model.cfg.d_vocab_out - len(changes)
     rest = max(0.0, 1 - float(probability.sum()))
-    st.text(f"the other {others:,} tokens: {rest:.4f}" if others else "all tokens")
-    with st.container(horizontal=True, key="lens_cell"):
-        asked = "Next token" if cell.is_next else "Target"
-        if np.isfinite(float(one.target_rank)):
-            st.metric(f"{asked}: probability", f"{float(one.target_probability):.4g}", width="content")
-            st.metric("rank", f"{int(one.target_rank):,}", width="content")
-            st.metric("logit less the foil's", f"{float(one.logit_difference):+.4g}", width="content")
-        else:
-            st.text("No token follows here.")
-        st.metric("Entropy", f"{float(one.entropy):.4g}", width="content")
-        st.metric("KL to the end", f"{float(one.kl):.4g}", width="content")
+    st.text(f"The other {others:,} tokens: {rest:.4f}" if others else "These are all tokens.")
+    st.text("\n".join(_numbers(cell)))
+
+
+def _numbers(cell: Cell) -> list[str]:
+    one, asked = cell.one, "Next token" if cell.is_next else "Target"
+    if np.isfinite(float(one.target_rank)):
+        rank = int(one.target_rank)
+        said = [
+            f"{asked}: probability {float(one.target_probability):.4g}",
+            f"{asked}: rank {rank:,}" + (", the likeliest" if rank == 0 else ""),
+            f"{asked} less foil: logits {float(one.logit_difference):+.4g}",
+        ]
+    else:
+        said = ["No token follows here."]
+    return [*said, f"Entropy {float(one.entropy):.4g} nats", f"KL to the end {float(one.kl):.4g} nats"]
 
 
 def _change(before: float, rank: int) -> str:

@@ -27,6 +27,7 @@ class Cell:
     pos: int
     first: int
     last: int
+    colour: str
     is_next: bool
     halves: bool
 
@@ -47,11 +48,20 @@ def choose(now: Chosen) -> Cell:
     """Draw the widgets, and read what they say."""
     _take_over(now)
     with st.container(horizontal=True, vertical_alignment="bottom"):
+        colour = st.segmented_control(
+            "Colour",
+            list(COLOURS),
+            default="target_probability",
+            format_func=COLOURS.__getitem__,
+            key="lens_colour",
+            bind="query-params",
+            required=True,
+        )
         of = st.segmented_control(
-            "Numbers are of",
+            "Of",
             ["target", "next"],
             default="target",
-            format_func={"target": "the target token", "next": "the token that follows"}.__getitem__,
+            format_func={"target": "the target", "next": "the next token"}.__getitem__,
             key="lens_of",
             bind="query-params",
             required=True,
@@ -83,13 +93,13 @@ def choose(now: Chosen) -> Cell:
             None,
             key="lens_pos",
             bind="query-params",
-            placeholder=f"{now.q}, that read",
+            placeholder=str(now.q),
             width=150,
         )
         row, pos = len(names) - 1 if row is None else row, now.q if pos is None else int(pos)
         first, last = _window(now, pos)
     found = lens(now, of == "next", bool(halves), first, last)
-    return Cell(found, row, pos, first, last, of == "next", bool(halves))
+    return Cell(found, row, pos, first, last, colour, of == "next", bool(halves))
 
 
 def readings(now: Chosen, halves: bool) -> list[str]:

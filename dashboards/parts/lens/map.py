@@ -23,16 +23,8 @@ _TOLD_ALL = 500  # cells; of more, less is told of each
 
 
 def draw_map(now: Chosen, cell: Cell) -> None:
-    """The map, the choice of its colours, and what should hold of it."""
-    colour = st.segmented_control(
-        "Colour",
-        list(COLOURS),
-        default="target_probability",
-        format_func=COLOURS.__getitem__,
-        key="lens_colour",
-        bind="query-params",
-        required=True,
-    )
+    """The map, and what should hold of it."""
+    colour = cell.colour
     z, look = _look(now, cell, colour)
     numbers = cell.found[colour].to_numpy()
     grid(
@@ -64,7 +56,7 @@ def draw_figures(now: Chosen, cell: Cell) -> None:
     )
     read = "_, cache = model.run_with_cache(tokens)\n"
     if which == "The map as a figure":
-        colour = st.session_state["lens_colour"]
+        colour = cell.colour
         where = [f"{pos} {now.labels[pos]}" for pos in range(cell.first, cell.last)]
         found = cell.found.assign_coords(pos=where)
         target = "'next'" if cell.is_next else now.target
@@ -171,10 +163,10 @@ def _caption(now: Chosen, cell: Cell) -> str:
         if error <= 1e-4
         else f":red[The last row is {error:.2g} off the model's output ✗]"
     )
-    begins = "The prompt begins with the first token of every text." if now.bos else ""
+    begins = " The prompt begins with the token that begins every text." if now.bos else ""
     return (
-        f"Row l reads the stream before layer l through {norm} and the unembedding. {holds}. "
-        f"✓ in a cell: its likeliest token is the one that follows. {begins}"
+        f"Row l reads the stream before layer l through {norm} and the unembedding; in the cells, the likeliest token, "
+        f"marked where it is the one that follows. {holds}.{begins}"
     )
 
 

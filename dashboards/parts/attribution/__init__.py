@@ -1,0 +1,1 @@
+"""The page on attribution, in its parts."""

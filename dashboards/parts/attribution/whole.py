@@ -1,0 +1,116 @@
+"""The parts of the logit difference: by what they are, and by head."""
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboards.parts.attribution.measured import Attribution, by_head, has_norm
+from dashboards.parts.figure import figure
+from dashboards.parts.grid import grid, scale_of
+from dashboards.parts.heads.measured import quoted
+from dashboards.parts.snippets import opening
+from dashboards.parts.state import Chosen
+from dashboards.parts.words import plain
+from interp import plots
+
+CLASSES = {"embed": "embeddings", "attn": "attention", "mlp": "MLPs", "bias": "biases"}
+
+
+def question(now: Chosen) -> str:
+    """What is taken apart, in words."""
+    return f"logit of {quoted(now, now.target)} − {quoted(now, now.foil)}"
+
+
+def ask(now: Chosen) -> bool:
+    """Draw the choice of how the final norm is treated; whether its scale is frozen."""
+    if not has_norm(now.model):
+        st.caption("This model has no final norm: parts are read off the stream as they are.")
+        return True
+    how = st.segmented_control(
+        "Final norm",
+        ["frozen", "none"],
+        default="frozen",
+        format_func={"frozen": "scale frozen", "none": "left out"}.__getitem__,
+        key="norm",
+        bind="query-params",
+        required=True,
+        help="Frozen: every part is divided by the scale that the norm had in this run, so that the parts sum to the "
+        "logit difference. Left out: every part's product with the difference of the two columns of W_U.",
+    )
+    return how == "frozen"
+
+
+def draw_bars(now: Chosen, found: Attribution, frozen: bool) -> None:
+    """What each component adds."""
+    drawn = plots.attribution_bars(found.parts, title=f"What adds to the {question(now)}", theme=now.theme)
+    order = np.argsort(-np.abs(found.parts.to_numpy()))[:2]
+    largest = "; ".join(f"{found.parts.component.values[i]} {float(found.parts[i]):+.3f}" for i in order)
+    figure(
+        drawn,
+        key="attribution_bars",
+        caption=_check(now, found, frozen),
+        code=code(now, "component", frozen) + "fig = plots.attribution_bars(found)\n",
+        data=found.parts,
+        alt=f"Bars: what each component adds to the {question(now)}, in all {found.total:.4g}. Largest: {largest}.",
+    )
+
+
+def draw_heads(now: Chosen, found: Attribution) -> tuple[int, int] | None:
+    """The map of heads; the head that was just clicked, if one was."""
+    z = by_head(now, found)
+    values = z.to_numpy()
+    n_layers, n_heads = values.shape
+    order = np.argsort(-np.abs(values), axis=None)[:2]
+    largest = "; ".join(f"L{i}H{j} {values[i, j]:+.3f}" for i, j in (divmod(int(at), n_heads) for at in order))
+    names = [[f"L{i}H{j} {values[i, j]:+.4g}" for j in range(n_heads)] for i in range(n_layers)]
+    clicked = grid(
+        values,
+        key="attribution_heads",
+        row_labels=[f"L{i}" for i in range(n_layers)],
+        column_labels=[f"H{j}" for j in range(n_heads)],
+        text=[[f"{x:+.2f}" for x in row] for row in values.tolist()] if values.size <= 800 else None,
+        said=names,
+        colour="diverging",
+        scale=scale_of(values, "diverging", question(now)),
+        theme=now.theme,
+        alt=f"What each head adds to the {question(now)}. Largest: {largest}.",
+    )
+    st.caption(f"What each head adds; together {values.sum():+.4g}. A click opens the head on the page Heads.")
+    if st.toggle("Table", key="attribution_heads_table"):
+        table = pd.DataFrame(values, [f"L{i}" for i in range(n_layers)], [f"H{j}" for j in range(n_heads)])
+        st.dataframe(table, key="attribution_heads_numbers", height=220)
+    return clicked
+
+
+def code(now: Chosen, by: str, frozen: bool) -> str:
+    """The lines that take the logit difference apart."""
+    answer = f"{now.target}, {now.foil}" if frozen else f"model.W_U[:, {now.target}] - model.W_U[:, {now.foil}]"
+    return opening(now, "lens", "plots") + (
+        "_, cache = model.run_with_cache(tokens)\n"
+        f"found = lens.direct_logit_attribution(model, cache, {answer}, by={by!r}, pos={now.q})\n"
+    )
+
+
+def _check(now: Chosen, found: Attribution, frozen: bool) -> str:
+    """Whether the parts, class by class, are the whole."""
+    sums = {kind: float(found.parts[(found.parts.kind == kind).values].sum()) for kind in CLASSES}
+    said = " + ".join(f"{CLASSES[kind]} {x:.4g}" for kind, x in sums.items() if (found.parts.kind == kind).any())
+    whole = "logit difference" if frozen else "the stream's product with W_U's columns"
+    remainder = float(found.parts.remainder)
+    ok = found.error <= 1e-4 * max(1.0, abs(found.total))
+    mark = f"(error {found.error:.0e}) ✓" if ok else f":red[(error {found.error:.2g}) ✗]"
+    line = f"{said} + remainder {remainder:.0e} = {whole} {found.total:.5g} {mark}."
+    own = abs(float(found.parts.capped) - found.own)
+    if not frozen:
+        return f"{line} It is not the logit difference {found.own:.4g}: the final norm is left out."
+    if abs(float(found.parts.capped) - found.total) > 1e-6:
+        line += f" The model caps its logits: {float(found.parts.capped):.4g} after the cap."
+    agrees = f"error {own:.0e} ✓" if own <= 1e-3 else f":red[off by {own:.2g} ✗]"
+    norm = "The final norm's scale is frozen. " if has_norm(now.model) else ""
+    begins = " The prompt begins with the token that begins every text." if now.bos else ""
+    return f"{line} The model's own output: {found.own:.5g} ({agrees}). {norm}At position {now.q} {token(now)}.{begins}"
+
+
+def token(now: Chosen) -> str:
+    """The token read, as a caption can show it."""
+    return plain(now.labels[now.q], 24)

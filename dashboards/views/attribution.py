@@ -1,0 +1,43 @@
+"""Direct logit attribution: which part of the model adds what to the target's logit less that of the foil."""
+
+from collections.abc import Mapping
+
+import streamlit as st
+import torch
+
+from dashboards.parts.attribution.finer import draw_neurons, draw_sources
+from dashboards.parts.attribution.measured import attribution
+from dashboards.parts.attribution.whole import ask, draw_bars, draw_heads
+from dashboards.parts.state import chosen
+
+
+@st.fragment
+def explorer() -> None:
+    """The parts by class, by head, by the position they come from, by neuron."""
+    now = chosen()
+    frozen = ask(now)
+    found = attribution(now, frozen)
+    left, right = st.columns([6, 5], gap="medium")
+    with left:
+        draw_bars(now, found, frozen)
+    with right:
+        head = draw_heads(now, found)
+        draw_sources(now, frozen)
+    with left:
+        neuron = draw_neurons(now, found, frozen)
+    if head is not None:
+        go_to("views/heads.py", {"layer": head[0], "head": head[1]})
+    if neuron is not None:
+        go_to("views/memories.py", {"layer": neuron[0], "neuron": neuron[1]})
+
+
+def go_to(page: str, fields: Mapping[str, int]) -> None:
+    """Another page, on which these widgets are set."""
+    for name, value in fields.items():
+        st.session_state[name] = value
+    st.switch_page(page, query_params=st.query_params.to_dict() | {name: str(x) for name, x in fields.items()})
+
+
+chosen()
+with torch.no_grad():
+    explorer()
