@@ -11,20 +11,25 @@ from dashboards.parts.attribution.whole import ask, draw_bars, draw_heads
 from dashboards.parts.state import chosen
 
 
+_RIGHT = 440  # pixels; where the window is narrow, what stands on the right goes below
+
+
 @st.fragment
 def explorer() -> None:
     """The parts by class, by head, by the position they come from, by neuron."""
     now = chosen()
     frozen = ask(now)
     found = attribution(now, frozen)
-    left, right = st.columns([6, 5], gap="medium")
-    with left:
-        draw_bars(now, found, frozen)
-    with right:
-        head = draw_heads(now, found)
-        draw_sources(now, frozen)
-    with left:
-        neuron = draw_neurons(now, found, frozen)
+    with st.container(horizontal=True, gap="medium"):
+        with st.container(width="stretch"):
+            draw_bars(now, found, frozen)
+        with st.container(width=_RIGHT):
+            head = draw_heads(now, found)
+    with st.container(horizontal=True, gap="medium"):
+        with st.container(width="stretch"):
+            neuron = draw_neurons(now, found, frozen)
+        with st.container(width=_RIGHT):
+            draw_sources(now, frozen)
     if head is not None:
         go_to("views/heads.py", {"layer": head[0], "head": head[1]})
     if neuron is not None:

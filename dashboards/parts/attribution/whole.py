@@ -98,14 +98,14 @@ def _check(now: Chosen, found: Attribution, frozen: bool) -> str:
     whole = "logit difference" if frozen else "the stream's product with W_U's columns"
     remainder = float(found.parts.remainder)
     ok = found.error <= 1e-4 * max(1.0, abs(found.total))
-    mark = f"(error {found.error:.0e}) ✓" if ok else f":red[(error {found.error:.2g}) ✗]"
-    line = f"{said} + remainder {remainder:.0e} = {whole} {found.total:.5g} {mark}."
+    mark = f"(error {found.error:.1g}) ✓" if ok else f":red[(error {found.error:.2g}) ✗]"
+    line = f"{said} + remainder {remainder:.1g} = {whole} {found.total:.5g} {mark}."
     own = abs(float(found.parts.capped) - found.own)
     if not frozen:
         return f"{line} It is not the logit difference {found.own:.4g}: the final norm is left out."
     if abs(float(found.parts.capped) - found.total) > 1e-6:
         line += f" The model caps its logits: {float(found.parts.capped):.4g} after the cap."
-    agrees = f"error {own:.0e} ✓" if own <= 1e-3 else f":red[off by {own:.2g} ✗]"
+    agrees = f"error {own:.1g} ✓" if own <= 1e-3 else f":red[off by {own:.2g} ✗]"
     norm = "The final norm's scale is frozen. " if has_norm(now.model) else ""
     begins = " The prompt begins with the token that begins every text." if now.bos else ""
     return f"{line} The model's own output: {found.own:.5g} ({agrees}). {norm}At position {now.q} {token(now)}.{begins}"

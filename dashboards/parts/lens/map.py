@@ -159,7 +159,7 @@ def _caption(now: Chosen, cell: Cell) -> str:
     error = output_error(now, cell.found, cell.first, cell.last)
     norm = "no norm" if scale_by_layer(now) is None else "the final norm"
     holds = (
-        f"The last row equals the model's output (error {error:.0e}) ✓"
+        f"The last row equals the model's output (error {error:.1g}) ✓"
         if error <= 1e-4
         else f":red[The last row is {error:.2g} off the model's output ✗]"
     )
