@@ -10,7 +10,6 @@ from dashboards.parts.attribution.measured import attribution
 from dashboards.parts.attribution.whole import ask, draw_bars, draw_heads
 from dashboards.parts.state import chosen
 
-
 _RIGHT = 440  # pixels; where the window is narrow, what stands on the right goes below
 
 
