@@ -62,7 +62,8 @@ def numbers(data: DataFrame, *, key: str, caption: str = "", code: str = "") -> 
         if code:
             with st.popover("As code", type="tertiary"):
                 st.code(code, language="python")
-        made = lambda: f"# {json.dumps(about())}\n" + data.to_csv(index=False)
+        said = json.dumps(about())  # now: where the file is made there is no session
+        made = lambda: f"# {said}\n" + data.to_csv(index=False)
         st.download_button("CSV", made, f"{key}.csv", "text/csv", key=f"{key}_csv", on_click="ignore", type="tertiary")
 
 
@@ -109,9 +110,11 @@ def _downloads(drawn: go.Figure, key: str, code: str, data: DataFrame | DataArra
         "The camera above the figure saves", ["SVG", "PNG"], default="SVG", key=f"{key}_picture", required=True
     )
 
+    said = about()  # now: where the files are made there is no session
+
     def csv() -> str:
         assert data is not None
-        return f"# {json.dumps(about())}\n" + table(data).to_csv(index=False)
+        return f"# {json.dumps(said)}\n" + table(data).to_csv(index=False)
 
     def html() -> str:
         return drawn.to_html(include_plotlyjs=True, full_html=True, config={"displaylogo": False})
@@ -120,7 +123,7 @@ def _downloads(drawn: go.Figure, key: str, code: str, data: DataFrame | DataArra
     if data is not None:
         files["csv"] = csv, "text/csv"
     if code:
-        files["py"] = lambda: "".join(f"# {k}: {v!r}\n" for k, v in about().items()) + code, "text/x-python"
+        files["py"] = lambda: "".join(f"# {k}: {v!r}\n" for k, v in said.items()) + code, "text/x-python"
     with st.container(horizontal=True):
         for kind, (made, mime) in sorted(files.items()):
             st.download_button(kind.upper(), made, f"{key}.{kind}", mime, key=f"{key}_{kind}", on_click="ignore")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = ("http://127.0.0.1:", "http://localhost:", "ws://127.0.0.1:", "ws://localhost:", "data:", "blob:")
+OURS = ("http://127.0.0.1:", "http://localhost:", "ws://127.0.0.1:", "ws://localhost:", "data:", "blob:", "file:")
 IDLE = """() => { const a = document.querySelector('[data-testid="stApp"]');
   return a && a.dataset.testScriptState === 'notRunning' && a.dataset.testConnectionState === 'CONNECTED'
     && !document.querySelector('[data-stale="true"]') }"""
@@ -72,6 +72,14 @@ class Watched:
         """The page, once it is drawn and at rest."""
         self.page.goto(url)
         self.page.wait_for_selector('[data-testid="stSidebar"] textarea', timeout=60_000)
+        return self.idle()
+
+    def turn_to(self, name: str) -> Any:
+        """Another page of the dashboard, by its name in the list on the left."""
+        link = self.page.locator('[data-testid="stSidebarNavLink"]', has_text=name)
+        path = link.evaluate("link => new URL(link.href).pathname")
+        link.click()
+        self.page.wait_for_function("path => location.pathname === path", arg=path)
         return self.idle()
 
     def idle(self) -> Any:
