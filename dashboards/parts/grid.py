@@ -119,8 +119,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
       }
     const mark = marks[data.key]
     if (inside(mark)) {
-      frame(mark, ground, 5, 1)
-      frame(mark, data.accent, 3, 1)
+      if (side > 24) frame(mark, ground, 5, 1)
+      frame(mark, data.accent, side > 24 ? 3 : 2, side > 24 ? 1 : 0)
     }
     const active = (parentElement.activeElement ?? document.activeElement) === root
     if (active) {
@@ -128,7 +128,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
       frame(cursor, ink, 1.5, 3)
       pen.setLineDash([])
     }
-    if (hovered) frame(hovered, ink, 1.5, 1)
+    if (hovered) frame(hovered, ink, 1.5, side > 24 ? 1 : -1)
     root.dataset.side = side
     root.dataset.left = LEFT
     root.dataset.top = TOP

@@ -11,7 +11,7 @@ from dashboards.parts.state import Chosen
 from interp import plots
 from interp.heads import ROLES, SCORES
 
-WINDOW, LONG = 128, 256  # tokens of a pattern at once, where there are more than so many
+WINDOW, LONG = 128, 160  # tokens of a pattern at once, where there are more than so many: a click costs 200 kB
 
 
 def draw_pattern(now: Chosen, layer: int, head: int) -> None:
@@ -27,17 +27,11 @@ def draw_pattern(now: Chosen, layer: int, head: int) -> None:
     if hide and first == 0:
         pattern[:, 0] = 0
     values = "share of what is written" if moved else "attention"
-    shown = DataArray(
-        pattern.cpu().numpy(), dims=("query_pos", "key_pos"), name=values, attrs={"model": now.fingerprint}
-    )
-    drawn = plots.head_pattern(
-        shown,
-        now.labels[first:last],
-        values=values,
-        scale="linear" if linear else "sqrt",
-        title=f"L{layer}H{head}",
-        theme=now.theme,
-    )
+    places = [f"{i} {now.labels[i]}" for i in range(first, last)]
+    coords = {"query_pos": places, "key_pos": places}
+    shown = DataArray(pattern.cpu().numpy(), coords, coords.keys(), values, {"model": now.fingerprint})
+    scale, title = "linear" if linear else "sqrt", f"L{layer}H{head}"
+    drawn = plots.head_pattern(shown, values=values, scale=scale, title=title, theme=now.theme)
     off = float((whole.sum(-1) - 1).abs().max())
     place = "of all tokens" if last - first == len(now.labels) else f"of tokens {first} to {last - 1}"
     caption = f"Pattern {place}. " + check("Rows sum to 1", off, 1e-4)
@@ -49,10 +43,14 @@ def draw_pattern(now: Chosen, layer: int, head: int) -> None:
         ends = f"{now.labels[query]!r} at {query} to {now.labels[key]!r} at {key}"
         alt += f" Largest: {float(best.weight[0]):.3f} from {ends}."
     code = opening(now, "heads", "plots") + (
+        "from xarray import DataArray\n\n"
         f"found = heads.patterns(model, tokens, [{layer}], [{head}])\n"
-        f"pattern = {f'found.weighted({layer}, {head})' if moved else f'found[{layer}, {head}]'}[0]\n"
-        f"figure = plots.head_pattern(pattern[{first}:{last}, {first}:{last}], labels[{first}:{last}], "
-        f"values={values!r}, scale={'linear' if linear else 'sqrt'!r})\n"
+        f"pattern = {f'found.weighted({layer}, {head})' if moved else f'found[{layer}, {head}]'}[0].detach().clone()\n"
+        f"{'pattern[:, 0] = 0' + chr(10) if hide and first == 0 else ''}"
+        f"places = [f'{{i}} {{labels[i]}}' for i in range({first}, {last})]\n"
+        f"coords = {{'query_pos': places, 'key_pos': places}}\n"
+        f"shown = DataArray(pattern[{first}:{last}, {first}:{last}].numpy(), coords, coords.keys())\n"
+        f"figure = plots.head_pattern(shown, values={values!r}, scale={scale!r}, title={title!r})\n"
     )
     figure(drawn, key="pattern", caption=caption, code=code, data=shown, alt=alt, height=440)
 
@@ -62,6 +60,8 @@ def _window(now: Chosen) -> tuple[int, int]:
     n = len(now.labels)
     if n <= LONG:
         return 0, n
+    if max(st.session_state.get("window", (0, 0))) > n:
+        del st.session_state["window"]  # of a longer prompt
     first = min(max(0, now.q - WINDOW // 2), n - WINDOW)
     first, last = st.slider("Tokens drawn", 0, n, (first, first + WINDOW), key="window", step=8)
     return (first, last) if last - first >= 2 else (max(0, last - 2), max(0, last - 2) + 2)
