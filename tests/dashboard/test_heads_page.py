@@ -91,8 +91,8 @@ def test_the_numbers_of_a_head_are_the_librarys(model: HookedGPT, layer: int, he
     assert metric(at, "Cut: weight 0") == pytest.approx(float(change[target] - change[foil]), abs=2e-3)
     table = at.dataframe[0].value
     order = np.argsort(-pattern, axis=None)[:3]
-    assert table["query"].tolist()[:3] == (order // len(pattern)).tolist()
-    assert table["attention"].tolist()[:3] == pytest.approx(pattern.flatten()[order].tolist(), abs=1e-6)
+    assert table["query_pos"].tolist()[:3] == (order // len(pattern)).tolist()
+    assert table["weight"].tolist()[:3] == pytest.approx(pattern.flatten()[order].tolist(), abs=1e-6)
 
 
 def test_an_edge_that_is_not_there_is_told(model: HookedGPT) -> None:
@@ -120,6 +120,43 @@ def test_every_widget_may_be_moved(model: HookedGPT) -> None:
         at.number_input(key="layer").increment()
         healthy(at.run())
     assert at.number_input(key="layer").value == 3
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {},
+        {"show": "Score", "score": "previous here", "q": "7", "k": "3"},
+        {"show": "Score", "score": "focus here", "model": "planted/induction"},
+        {"show": "Effect", "effect": "direct effect"},
+        {"show": "Effect", "effect": "its mean instead", "q": "9"},
+    ],
+)
+def test_the_code_makes_what_is_shown_again(query: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    at = opened(layer="1", head="0", **query)
+    for key in ("moved", "hide_first"):
+        at.toggle(key=key).set_value(True)
+    if "show" not in query:
+        at.toggle(key="relative").set_value(True)
+    healthy(at.run())
+    snippets = [each.value for each in at.code if "interp" in each.value]
+    assert len(snippets) == 4  # grid, pattern, edge, pairs
+    made: list[dict[str, Any]] = []
+    for snippet in snippets:
+        names: dict[str, Any] = {}
+        exec(snippet, names)
+        made.append(names)
+    for place, title in ((1, "L1H0"), (2, "L1H0: ")):
+        wanted, found = drawn(at, title)["data"], made[place]["fig"].to_plotly_json()["data"]
+        assert len(wanted) == len(found)
+        numbers = "z" if place == 1 else "y"
+        np.testing.assert_allclose(array(wanted[0][numbers]), array(found[0][numbers]), atol=1e-6)
+    assert made[3]["table"]["weight"].tolist() == pytest.approx(at.dataframe[0].value["weight"].tolist(), abs=1e-6)
+    if query.get("show") in ("Score", "Effect"):
+        at.toggle(key="grid_table").set_value(True)
+        healthy(at.run())
+        table = at.dataframe(key="grid_cells").value.to_numpy()
+        np.testing.assert_allclose(array(made[0]["fig"].data[0].z), table, atol=1e-5)
 
 
 def test_each_score_and_effect_has_its_numbers_in_the_table(model: HookedGPT) -> None:

@@ -4,10 +4,9 @@ import numpy as np
 import streamlit as st
 from xarray import DataArray, Dataset
 
-from dashboards.parts.figure import figure
+from dashboards.parts.figure import figure, opening
 from dashboards.parts.heads.measured import all_patterns, xray_of
 from dashboards.parts.heads.one import check
-from dashboards.parts.snippets import opening
 from dashboards.parts.state import Chosen, cached
 from dashboards.parts.strip import strip
 from interp import plots
@@ -47,7 +46,7 @@ def draw_edge(now: Chosen, layer: int, head: int) -> None:
     _draw_chain(found)
     code = opening(now, "heads", "plots") + (
         f"found = heads.edge_xray(model, tokens, {layer}, {head}, {q}, {k}, {now.target}, {now.foil})\n"
-        "figure = plots.edge_xray(found)\n"
+        "fig = plots.edge_xray(found)\n"
     )
     off = abs(float(found.remainder))
     caption = check(f"Terms sum to {float(found.term.sum()):.4f}, the score {float(found.before_cap):.4f}", off, 1e-3)

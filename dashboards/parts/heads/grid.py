@@ -1,12 +1,14 @@
 """One grid, three truths: what every head looks at, what is known of it, what hangs on it."""
 
+import json
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import streamlit as st
-from xarray import DataArray
+from xarray import DataArray, Dataset
 
+from dashboards.parts.figure import opening
 from dashboards.parts.grid import Scale, grid, scale_of
 from dashboards.parts.heads.measured import (
     EFFECTS,
@@ -18,10 +20,11 @@ from dashboards.parts.heads.measured import (
     quoted,
     score_of,
 )
-from dashboards.parts.state import Chosen
+from dashboards.parts.state import Chosen, about
 from interp.heads import SCORES
 
 MANY = 256  # heads; a picture of more takes a while to paint
+TEXTS = 800  # cells with numbers in them
 LETTERS = {
     "previous token": "P",
     "induction": "I",
@@ -50,35 +53,43 @@ def _pattern_grid(now: Chosen, selected: tuple[int, int]) -> None:
     relative = st.toggle("A colour scale for each head", key="relative", bind="query-params")
     picture = picture_of(now, relative)
     title = "of each head's own scale, by square root" if relative else "attention, by square root"
-    scale = Scale(0.0, 1.0 if relative else picture.limit, title)
-    _grid(now, selected, images=picture, scale=scale, alt="Attention patterns of all heads")
     pooled = f" A pixel is the largest of {picture.pooled} × {picture.pooled} places." if picture.pooled > 1 else ""
-    st.caption(f"Queries down, keys across.{pooled} {_letters_said(now)}")
+    _grid(
+        now,
+        selected,
+        images=picture,
+        scale=Scale(0.0, 1.0 if relative else picture.limit, title),
+        alt="Attention patterns of all heads",
+        caption=f"Queries down, keys across.{pooled}",
+        code=f"fig = plots.head_mosaic(heads.patterns(model, tokens), relative={relative})\n",
+    )
 
 
 def _score_grid(now: Chosen, selected: tuple[int, int]) -> None:
-    name = _pick_score()
+    name = st.selectbox("Score", [*HERE, *SCORES], key="score", bind="query-params", persist_state="session")
     z = score_of(now, name)
     if z is None:
         st.info("This score has a null: it is measured once for a model.", icon=":material/science:")
         offer_to_detect(now, "grid")
         return
-    said, letters = None, None
     if name in HERE:
-        title, end = name, 1.0
-    else:
-        title, end, said = name, max(1.0, float(np.nanmax(z.to_numpy(), initial=0.0))), _told(now, name)
-    _grid(now, selected, z=z, scale=Scale(0.0, end, title), said=said, letters=letters, alt=f"{title} of all heads")
-    if name in HERE:
-        st.caption(f"{HERE[name].capitalize()}. One prompt alone, without a null. {_letters_said(now)}")
+        statistic = "1 - found.relative_entropy" if name == "focus here" else f"found.{name.removesuffix(' here')}"
+        caption = f"{HERE[name].capitalize()}. One prompt alone, without a null."
+        code = "found = heads.corpus_statistics(model, tokens)\n"
+        code += f"fig = plots.heatmap(({statistic}).rename({name!r}), title={name!r})\n"
+        said, end = None, 1.0
     else:
         found = detected(now)
         assert found is not None
         own = found.sel(score=name)
-        st.caption(
-            f"{SCORES[name]}. Null: {float(own.null):.3f}; threshold {float(own.threshold):.3f}, above "
-            f"{found.value.attrs['null_of']}; n = {int(own.n)}. {_letters_said(now)}"
+        caption = (
+            f"{SCORES[name].capitalize()}. Null: {float(own.null):.3f}; threshold {float(own.threshold):.3f}, above "
+            f"{found.value.attrs['null_of']}; n = {int(own.n)}."
         )
+        code = f"found = heads.detect(model)\nfig = plots.head_scores(found.value, {name!r})\n"
+        said, end = _told(found, name), max(1.0, float(np.nanmax(z.to_numpy(), initial=0.0)))
+    scale = Scale(0.0, end, name)
+    _grid(now, selected, z, scale=scale, said=said, alt=f"{name} of all heads", caption=caption, code=code)
 
 
 def _effect_grid(now: Chosen, selected: tuple[int, int]) -> None:
@@ -87,46 +98,78 @@ def _effect_grid(now: Chosen, selected: tuple[int, int]) -> None:
     if effect is None:
         return
     title = f"on logit {quoted(now, now.target)} − {quoted(now, now.foil)}"
-    scale = scale_of(effect.to_numpy(), "diverging", title)
-    _grid(now, selected, z=effect, scale=scale, colour="diverging", alt=f"{kind} of all heads {title}")
+    answers = f"{now.target}, {now.foil}"
     if kind == "direct effect":
-        st.caption(f"What each head adds to the difference at position {now.q} by what it writes there.")
+        caption = f"What each head adds to the difference at position {now.q} by what it writes there."
+        code = f"found = heads.direct_effects(model, tokens, {answers}, pos={now.q})\n"
+        code += "fig = plots.heatmap(found, scale='diverging')\n"
     else:
-        st.caption(
+        to = "0" if kind == "zeroed" else "its mean over this prompt"
+        caption = (
             f"The difference at position {now.q} without the head, less that with it"
-            f" ({float(effect.attrs['base']):.4g}); its output is set to "
-            f"{'0' if kind == 'zeroed' else 'its mean over this prompt'} at every position."
+            f" ({float(effect.attrs['base']):.4g}); its output is set to {to} at every position."
         )
+        code = f"metric = metrics.logit_diff(model, {answers}, pos={now.q})\n"
+        code += f"found = patching.ablation(model, tokens, 'z', metric, kind={EFFECTS[kind]!r})\n"
+        code += "fig = plots.heatmap(found, effect=True)\n"
+    scale, alt = scale_of(effect.to_numpy(), "diverging", title), f"{kind} of all heads {title}"
+    _grid(now, selected, effect, scale=scale, colour="diverging", alt=alt, caption=caption, code=code)
 
 
-def _grid(now: Chosen, selected: tuple[int, int], z: DataArray | None = None, **look: Any) -> None:
-    """The grid itself, and its numbers as a table."""
-    n_layers, n_heads = now.model.cfg.n_layers, now.model.cfg.n_heads
-    names = [[f"L{i}H{j}" for j in range(n_heads)] for i in range(n_layers)]
+def _grid(
+    now: Chosen,
+    selected: tuple[int, int],
+    z: DataArray | None = None,
+    *,
+    alt: str,
+    caption: str,
+    code: str,
+    **look: Any,
+) -> None:
+    """The grid itself, what is said below it, and its numbers as a table."""
+    rows = [f"L{i}" for i in range(now.model.cfg.n_layers)]
+    columns = [f"H{j}" for j in range(now.model.cfg.n_heads)]
     if z is not None:
         numbers = z.to_numpy()
         words = [[f"{x:+.2f}" if look.get("colour") else f"{x:.2f}" for x in row] for row in numbers.tolist()]
-        look["text"] = words if numbers.size <= 800 else None
-        if look.get("said") is None:
-            look["said"] = [
-                [f"{names[i][j]} {_number(numbers[i, j])}" for j in range(n_heads)] for i in range(n_layers)
-            ]
-    look["letters"] = _letters(now)
+        look["text"] = words if numbers.size <= TEXTS else None
+        named = [
+            [f"{i}{j} {_number(x)}" for j, x in zip(columns, row, strict=True)]
+            for i, row in zip(rows, numbers, strict=True)
+        ]
+        look["said"] = look.get("said") or named
+        largest = np.argsort(-np.abs(np.nan_to_num(numbers)), axis=None)[:2]
+        alt += ". Largest: " + ", ".join(named[k // len(columns)][k % len(columns)] for k in largest.tolist())
     grid(
         None if z is None else z.to_numpy(),
         key="grid",
-        row_labels=[f"L{i}" for i in range(n_layers)],
-        column_labels=[f"H{j}" for j in range(n_heads)],
+        row_labels=rows,
+        column_labels=columns,
+        letters=_letters(now),
         selected=selected,
         theme=now.theme,
         sets=("layer", "head"),
+        alt=alt,
         **look,
     )
-    if z is not None and st.toggle("Table", key="grid_table"):
-        table = pd.DataFrame(z.to_numpy(), [f"L{i}" for i in range(n_layers)], [f"H{j}" for j in range(n_heads)])
-        st.dataframe(
-            table, key="grid_cells", on_select=_cell_picked, selection_mode="single-cell", width="stretch", height=220
+    st.caption(f"{caption} {_letters_said(now)}")
+    imports = {"heads", "plots"} | {name for name in ("metrics", "patching") if name in code}
+    code = opening(now, *imports) + code
+    with st.container(horizontal=True, vertical_alignment="center", key="grid_tools"):
+        is_table = z is not None and st.toggle("Table", key="grid_table")
+        with st.popover("As code", type="tertiary"):
+            st.code(code, language="python")
+        if z is None:
+            name, made, mime = "PNG", look["images"].png, "image/png"
+        else:
+            table = pd.DataFrame(z.to_numpy(), rows, columns)
+            name, made, mime = "CSV", lambda: f"# {json.dumps(about())}\n{table.to_csv()}", "text/csv"
+        st.download_button(
+            name, made, f"grid.{name.lower()}", mime, key="grid_file", on_click="ignore", type="tertiary"
         )
+    if is_table and z is not None:
+        table = pd.DataFrame(z.to_numpy(), rows, columns)
+        st.dataframe(table, key="grid_cells", on_select=_cell_picked, selection_mode="single-cell", height=220)
 
 
 def _cell_picked() -> None:
@@ -136,11 +179,6 @@ def _cell_picked() -> None:
 
 def _number(x: float) -> str:
     return f"{x:.4g}" if np.isfinite(x) else "not computed"
-
-
-def _pick_score() -> str:
-    names = [*HERE, *SCORES]
-    return st.selectbox("Score", names, key="score", bind="query-params", persist_state="session")
 
 
 def _letters(now: Chosen) -> list[list[str]] | None:
@@ -164,10 +202,8 @@ def _letters_said(now: Chosen) -> str:
     return "Letters: " + ", ".join(f"{LETTERS.get(role, 'K')} {role}" for role in roles if role != "unclassified") + "."
 
 
-def _told(now: Chosen, name: str) -> list[list[str]]:
+def _told(found: Dataset, name: str) -> list[list[str]]:
     """What is said of each head's score."""
-    found = detected(now)
-    assert found is not None
     own = found.sel(score=name)
     value, low, high, role = (each.to_numpy() for each in (own.value, own.low, own.high, found.role))
     return [

@@ -4,9 +4,8 @@ import numpy as np
 import streamlit as st
 from xarray import DataArray
 
-from dashboards.parts.figure import figure
+from dashboards.parts.figure import figure, opening
 from dashboards.parts.heads.measured import all_patterns, detected, effect_if_known, offer_to_detect, quoted, role_of
-from dashboards.parts.snippets import opening
 from dashboards.parts.state import Chosen
 from interp import plots
 from interp.heads import ROLES, SCORES
@@ -47,10 +46,10 @@ def draw_pattern(now: Chosen, layer: int, head: int) -> None:
         f"found = heads.patterns(model, tokens, [{layer}], [{head}])\n"
         f"pattern = {f'found.weighted({layer}, {head})' if moved else f'found[{layer}, {head}]'}[0].detach().clone()\n"
         f"{'pattern[:, 0] = 0' + chr(10) if hide and first == 0 else ''}"
-        f"places = [f'{{i}} {{labels[i]}}' for i in range({first}, {last})]\n"
+        f"places = {places!r}\n"
         f"coords = {{'query_pos': places, 'key_pos': places}}\n"
         f"shown = DataArray(pattern[{first}:{last}, {first}:{last}].numpy(), coords, coords.keys())\n"
-        f"figure = plots.head_pattern(shown, values={values!r}, scale={scale!r}, title={title!r})\n"
+        f"fig = plots.head_pattern(shown, values={values!r}, scale={scale!r}, title={title!r})\n"
     )
     figure(drawn, key="pattern", caption=caption, code=code, data=shown, alt=alt, height=440)
 

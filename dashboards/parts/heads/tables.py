@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboards.parts.figure import figure
+from dashboards.parts.figure import figure, numbers, opening
 from dashboards.parts.heads.measured import (
     EFFECTS,
     all_patterns,
@@ -16,7 +16,6 @@ from dashboards.parts.heads.measured import (
     offer_to_detect,
     score_of,
 )
-from dashboards.parts.snippets import opening
 from dashboards.parts.state import Chosen
 from interp import heads, plots
 from interp.plots.theme import seen
@@ -36,15 +35,16 @@ def draw_tables(now: Chosen, layer: int, head: int) -> None:
 def _draw_pairs(now: Chosen, layer: int, head: int) -> None:
     hide = bool(st.session_state.get("hide_first"))
     found = all_patterns().strongest(layer, head, 20, first=not hide)
-    queries, keys = found.query_pos.to_numpy(), found.key_pos.to_numpy()
-    columns = {
-        "query": queries,
-        "query token": [seen(now.labels[i]) for i in queries],
-        "key": keys,
-        "key token": [seen(now.labels[i]) for i in keys],
-        "attention": found.weight.to_numpy(),
-    }
-    st.dataframe(pd.DataFrame(columns), key="pairs", hide_index=True, width="stretch", height=300)
+    pairs = found.to_dataframe()
+    for end in ("query", "key"):
+        pairs[end] = [seen(now.labels[i]) for i in pairs[f"{end}_pos"]]
+    code = opening(now, "heads") + (
+        f"found = heads.patterns(model, tokens, [{layer}], [{head}])\n"
+        f"table = found.strongest({layer}, {head}, 20, first={not hide}).to_dataframe()\n"
+        f"labels = {[seen(label) for label in now.labels]!r}\n"
+        "for end in ('query', 'key'):\n    table[end] = [labels[i] for i in table[f'{end}_pos']]\n"
+    )
+    numbers(pairs, key="pairs", caption="Of all pairs of a query and a key.", code=code)
 
 
 def _draw_parting(now: Chosen, *_: int) -> None:
@@ -93,7 +93,7 @@ def _draw_card(now: Chosen, layer: int, head: int) -> None:
         return
     card = card_of(now, layer, head)
     code = opening(now, "heads", "plots") + (
-        f"card = heads.head_card(model, {layer}, {head})\nprint(card)\nfigure = plots.head_card(card)\n"
+        f"card = heads.head_card(model, {layer}, {head})\nprint(card)\nfig = plots.head_card(card)\n"
     )
     scores = card["scores"].to_dataframe().reset_index()
     alt = f"Card of {card.name}: {card.role}"
