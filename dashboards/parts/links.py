@@ -26,6 +26,11 @@ FIELDS: dict[str, type] = {
     "head": int,
     "mlp_layer": int,
     "neuron": int,
+    "lens_row": int,
+    "lens_pos": int,
+    "lens_colour": str,
+    "lens_of": str,
+    "norm": str,
 }
 
 _copy = component(

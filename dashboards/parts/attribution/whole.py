@@ -5,15 +5,15 @@ import pandas as pd
 import streamlit as st
 
 from dashboards.parts.attribution.measured import Attribution, by_head, has_norm
-from dashboards.parts.figure import figure
+from dashboards.parts.figure import figure, opening
 from dashboards.parts.grid import grid, scale_of
 from dashboards.parts.heads.measured import quoted
-from dashboards.parts.snippets import opening
 from dashboards.parts.state import Chosen
 from dashboards.parts.words import plain
 from interp import plots
 
 CLASSES = {"embed": "embeddings", "attn": "attention", "mlp": "MLPs", "bias": "biases"}
+NORM = {"frozen": "scale frozen", "none": "left out"}
 
 
 def question(now: Chosen) -> str:
@@ -26,11 +26,13 @@ def ask(now: Chosen) -> bool:
     if not has_norm(now.model):
         st.caption("This model has no final norm: parts are read off the stream as they are.")
         return True
+    if st.session_state.get("norm", "frozen") not in NORM:
+        del st.session_state["norm"]
     how = st.segmented_control(
         "Final norm",
-        ["frozen", "none"],
+        list(NORM),
         default="frozen",
-        format_func={"frozen": "scale frozen", "none": "left out"}.__getitem__,
+        format_func=NORM.__getitem__,
         key="norm",
         bind="query-params",
         required=True,

@@ -16,6 +16,7 @@ COLOURS = {
     "kl": "KL to the end",
     "logit_difference": "logit difference",
 }
+OF = {"target": "the target", "next": "the next token"}
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ def choose(now: Chosen) -> Cell:
         )
         of = st.segmented_control(
             "Of",
-            ["target", "next"],
+            list(OF),
             default="target",
-            format_func={"target": "the target", "next": "the next token"}.__getitem__,
+            format_func=OF.__getitem__,
             key="lens_of",
             bind="query-params",
             required=True,
@@ -121,11 +122,11 @@ def _take_over(now: Chosen) -> None:
     if state.get("_lens_read", read) != read:
         state["lens_pos"] = None
     state["_lens_read"] = read
-    if (state.get("lens_pos") or 0) >= n:
-        state["lens_pos"] = None
-    halves = state.get("lens_halves") and has_halves(now.model)
-    if (state.get("lens_row") or 0) > now.model.cfg.n_layers * (2 if halves else 1):
-        state["lens_row"] = None
+    n_rows = 1 + now.model.cfg.n_layers * (2 if state.get("lens_halves") and has_halves(now.model) else 1)
+    allowed = {"lens_pos": range(n), "lens_row": range(n_rows), "lens_colour": COLOURS, "lens_of": OF}
+    for key, each in allowed.items():
+        if state.get(key) is not None and state[key] not in each:
+            del state[key]
 
 
 def _whole() -> None:

@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboards.parts.figure import figure
+from dashboards.parts.figure import figure, opening
 from dashboards.parts.grid import Scale, grid, scale_of
 from dashboards.parts.heads.measured import quoted
 from dashboards.parts.lens.chosen import COLOURS, Cell, readings
 from dashboards.parts.lens.measured import FAR, output_error, scale_by_layer, scales
-from dashboards.parts.snippets import opening
 from dashboards.parts.state import Chosen
 from dashboards.parts.words import plain
 from interp import plots

@@ -1,0 +1,298 @@
+"""The page on the lens: what it says is in the streams, read by hand, and its widgets may be moved anywhere."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+import torch
+from pandas import DataFrame
+from streamlit.testing.v1 import AppTest
+from torch import Tensor
+
+from dashboards.parts.lens import chosen, measured
+from interp import HookedGPT, lens
+from tests.dashboard.app import array, figure_of, healthy, opened, shown
+from tests.dashboard.browser import Watched
+
+PAGE = "views/lens.py"
+PROMPT = "def area(width, height):\n    return width *"
+HOSTILE = "<img src=x onerror=alert(1)> $x^2$ :red[a] **b** \u202e\U0001f600 \t\n"
+
+
+@pytest.fixture(scope="module")
+def model() -> HookedGPT:
+    return HookedGPT.from_pretrained("stdlib-4l").eval()
+
+
+def frame(at: AppTest, column: str = "") -> DataFrame:
+    """The table with this column; the first one if none is named."""
+    return next(each.value for each in at.dataframe if not column or column in each.value.columns)
+
+
+def texts(at: AppTest) -> str:
+    return "\n".join(each.value for each in (*at.text, *at.caption, *at.warning, *at.markdown))
+
+
+@torch.no_grad()
+def by_hand(model: HookedGPT, stream: Tensor) -> Tensor:
+    """Logits of one stream, written out."""
+    x = stream.double()
+    x = x - x.mean(-1, keepdim=True) if model.cfg.normalization_type.startswith("LN") else x  # type: ignore[union-attr]
+    x = x / (x.square().mean(-1, keepdim=True) + model.cfg.eps).sqrt()
+    x = x if model.ln_final.w is None else x * model.ln_final.w.double()  # type: ignore[union-attr]
+    x = x if model.ln_final.b is None else x + model.ln_final.b.double()  # type: ignore[union-attr]
+    logits = x @ model.W_U.double()
+    return logits if model.b_U is None else logits + model.b_U.double()
+
+
+@torch.no_grad()
+def run(model: HookedGPT, tokens: Tensor) -> tuple[Tensor, Any]:
+    return model.run_with_cache(tokens)
+
+
+def pick(at: AppTest, row: int | None, pos: int | None) -> AppTest:
+    at.selectbox(key="lens_row").set_value(row)
+    at.number_input(key="lens_pos").set_value(pos)
+    return healthy(at.run())
+
+
+@pytest.mark.parametrize(("row", "pos"), [(0, 4), (2, 12), (3, 7), (None, None)])
+def test_a_cell_is_the_stream_read_by_hand(model: HookedGPT, row: int | None, pos: int | None) -> None:
+    at = pick(opened(PAGE), row, pos)
+    now = shown(at)
+    logits, cache = run(model, model.to_tokens(PROMPT))
+    row, pos = 4 if row is None else row, 12 if pos is None else pos
+    streams = [cache["resid_pre", layer][0] for layer in range(4)] + [cache["resid_post", 3][0]]
+    own = by_hand(model, streams[row])[pos]
+    p = own.softmax(-1)
+    best = p.topk(10)
+    table = frame(at, "rank")
+    assert table["probability"].tolist() == pytest.approx(best.values.tolist(), abs=1e-5)
+    assert [name.replace("·", " ").replace("⏎", "\n") for name in table["token"]] == model.to_str_tokens(best.indices)
+    if row:
+        before = by_hand(model, streams[row - 1])[pos]
+        came = [int((before > before[token]).sum()) - rank for rank, token in enumerate(best.indices.tolist())]
+        assert table["rank"].tolist() == [f"↑{x:,}" if x > 0 else f"↓{-x:,}" if x else "=" for x in came]
+    else:
+        assert table["rank"].tolist() == [""] * 10
+    end = logits[0, pos].double().log_softmax(-1)
+    said = at.text[-1].value
+    assert f"Target: probability {float(p[now.target]):.4g}" in said
+    assert f"Target: rank {int((p > p[now.target]).sum()):,}" in said
+    assert f"Target less foil: logits {float(own[now.target] - own[now.foil]):+.4g}" in said
+    assert f"Entropy {float(-(p * p.log()).sum()):.4g} nats" in said
+    kl = float(said.split("KL to the end ")[1].split()[0])
+    assert kl == pytest.approx(float((end.exp() * (end - p.log())).sum()), rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("colour", chosen.COLOURS)
+@pytest.mark.parametrize(("of", "halves"), [("target", False), ("next", True)])
+def test_the_map_is_the_librarys(model: HookedGPT, colour: str, of: str, halves: bool) -> None:
+    at = opened(PAGE)
+    at.segmented_control(key="lens_colour").set_value(colour)
+    at.segmented_control(key="lens_of").set_value(of)
+    at.toggle(key="lens_halves").set_value(halves)
+    at.toggle(key="lens_map_table").set_value(True)
+    at.segmented_control(key="lens_figure").set_value("The map as a figure")
+    healthy(at.run())
+    now = shown(at)
+    _, cache = run(model, model.to_tokens(PROMPT))
+    wanted = lens.logit_lens(model, cache, "next" if of == "next" else now.target, now.foil, halves=halves)
+    values = wanted[colour].isel(prompt=0).to_numpy()
+    np.testing.assert_allclose(frame(at).to_numpy(), values, rtol=1e-5, atol=1e-5)
+    made: dict[str, Any] = {}
+    exec(at.code[0].value, made)
+    for mine, theirs in zip(figure_of(at)["data"], made["fig"].to_plotly_json()["data"], strict=True):
+        np.testing.assert_allclose(
+            array(mine["z"]).astype(float), array(theirs["z"]).astype(float), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_the_last_row_is_held_against_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = opened(PAGE)
+    assert "The last row equals the model's output" in texts(at)
+    assert "✗" not in texts(at)
+    right = measured.logit_lens
+
+    def wrong(*args: Any, **options: Any) -> Any:
+        found = right(*args, **options)
+        return found.assign(probability=found.probability * 1.01)
+
+    monkeypatch.setattr(measured, "logit_lens", wrong)
+    assert "off the model's output ✗" in texts(opened(PAGE))
+
+
+def test_early_rows_are_doubted_where_the_final_norms_scale_is_far_off(model: HookedGPT) -> None:
+    _, cache = run(model, model.to_tokens(PROMPT))
+    scales = []
+    for stream in [cache["resid_pre", layer][0, 1:] for layer in range(4)] + [cache["resid_post", 3][0, 1:]]:
+        x = stream - stream.mean(-1, keepdim=True) if model.cfg.normalization_type == "LN" else stream
+        scales.append(float(np.median((x.square().mean(-1) + model.cfg.eps).sqrt().numpy())))
+    times = scales[-1] / scales[0]
+    assert times > 3
+    far = [i for i, x in enumerate(scales) if not 1 / 3 <= x / scales[-1] <= 3]
+    said = opened(PAGE).warning[0].value
+    assert f"{times:.1f} × apart" in said
+    assert (f"row {far[0]} may" if len(far) == 1 else f"rows {far[0]} to {far[-1]} may") in said
+    healthy(at := opened(PAGE, model="planted/induction"))
+    assert "This model has no final norm" in texts(at)
+
+
+def test_every_widget_may_be_moved() -> None:
+    at = pick(opened(PAGE), 2, 5)
+    assert "Before layer 2" in texts(at)
+    at.toggle(key="lens_halves").set_value(True)
+    healthy(at.run())
+    assert "Before layer 2" in texts(at)
+    pick(at, 5, 5)
+    assert "After attention of layer 2" in texts(at)
+    at.toggle(key="lens_halves").set_value(False)
+    healthy(at.run())
+    assert "Before layer 2" in texts(at)
+    for which in ("How large the stream is", "The map as a figure", None):
+        at.segmented_control(key="lens_figure").set_value(which)
+        healthy(at.run())
+    at.number_input(key="q").set_value(3)
+    healthy(at.run())
+    assert at.number_input(key="lens_pos").value is None
+    assert "position 3" in texts(at)
+    at.text_area(key="prompt").set_value("a")
+    healthy(at.run())
+
+
+def test_it_may_be_opened_by_a_link() -> None:
+    at = opened(PAGE, lens_row="before layer 2", lens_pos="3", lens_colour="entropy", q="7")
+    assert at.selectbox(key="lens_row").value == 2
+    assert at.segmented_control(key="lens_colour").value == "entropy"
+    assert "position 3" in texts(at)
+    at = opened(PAGE, lens_row="before layer 99", lens_pos="400", lens_colour="red", lens_width="7")
+    assert "At the end: the model" in texts(at)
+
+
+@pytest.mark.parametrize("bos", ["true", "false"])
+def test_one_token_is_enough(bos: str) -> None:
+    at = opened(PAGE, prompt="def", bos=bos)
+    assert len(shown(at).labels) == 1 + (bos == "true")
+    assert ("begins with the token that begins every text" in texts(at)) == (bos == "true")
+    at.segmented_control(key="lens_of").set_value("next")
+    healthy(at.run())
+    assert "No token follows here." in texts(at)
+
+
+def test_a_long_prompt_is_seen_through_a_window() -> None:
+    at = opened(PAGE, prompt="def f(x): return x + 1\n" * 40)
+    n = len(shown(at).labels)
+    assert n == 256
+    at.toggle(key="lens_map_table").set_value(True)
+    for width in chosen.WIDTHS:
+        at.segmented_control(key="lens_width").set_value(width)
+        healthy(at.run())
+        table = frame(at)
+        assert table.shape[1] == width
+        assert table.columns[-1].startswith("255 ")
+    at.button(key="lens_Earlier").click()
+    healthy(at.run())
+    assert frame(at).columns[-1].startswith("207 ")
+    assert "position 207" in texts(at)
+    at.button(key="lens_Later").click()
+    healthy(at.run())
+    pick(at, 1, 0)
+    assert frame(at).columns[0].startswith("0 ")
+    assert at.button(key="lens_Earlier").disabled
+
+
+@pytest.mark.parametrize("name", ["induction", "memory_facts", "skip_trigram"])
+def test_models_set_by_hand_have_their_lens(name: str) -> None:
+    from dashboards.parts.models import planted
+
+    if name not in planted():
+        name = next(iter(planted()))
+    at = opened(PAGE, model=f"planted/{name}")
+    assert "✗" not in texts(at)
+    assert frame(at, "rank")["probability"].sum() <= 1 + 1e-6
+
+
+def test_tokens_are_no_markup() -> None:
+    at = opened(PAGE, prompt=HOSTILE)
+    for pos in range(len(shown(at).labels)):
+        at.number_input(key="lens_pos").set_value(pos)
+        healthy(at.run())
+        said = next(each.value for each in at.markdown if "position" in each.value)
+        assert not any(bad in said for bad in ("<img", "$x", ":red[", "\u202e"))
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_click_on_a_cell_is_told_beside_it(
+    model: HookedGPT, dashboard: str, new_page: Callable[..., Watched], pictures: Path
+) -> None:
+    watched = new_page()
+    page = watched.open(f"{dashboard}/lens")
+    grid = page.locator(".st-key-lens_grid_box .grid[data-ready='1']")
+    grid.wait_for()
+    _, cache = run(model, model.to_tokens(PROMPT))
+    for row, pos in ((2, 7), (1, 12)):
+        click(page, row, pos)
+        page.get_by_text(f"Before layer {row}, position {pos}").wait_for()
+        watched.idle()
+        p = by_hand(model, cache["resid_pre", row][0])[pos].softmax(-1)
+        page.get_by_text(f"Entropy {float(-(p * p.log()).sum()):.4g} nats").wait_for()
+        assert grid.get_attribute("data-selected") == f"{row},{pos}"
+        assert f"lens_pos={pos}" in page.url
+    assert page.locator('input[aria-label="Position"]').input_value() == "12"
+    page.reload()
+    page.get_by_text("Before layer 1, position 12").wait_for()
+    watched.idle()
+    page.screenshot(path=pictures / "lens.png")
+    grid.focus()
+    for key in ("ArrowUp", "ArrowLeft", "Enter"):
+        page.keyboard.press(key)
+    page.get_by_text("Before layer 0 (embeddings), position 11").wait_for()
+    watched.idle()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_hostile_tokens_are_words_and_nothing_else(dashboard: str, new_page: Callable[..., Watched]) -> None:
+    watched = new_page("dark", 800)
+    fired = list[str]()
+    watched.page.on("dialog", lambda dialog: (fired.append(dialog.message), dialog.dismiss()))
+    page = watched.open(f"{dashboard}/lens?lens_halves=true&lens_pos=5&prompt={quote(HOSTILE)}")
+    page.locator(".st-key-lens_grid_box .grid[data-ready='1']").wait_for()
+    for which in ("The map as a figure", "How large the stream is"):
+        page.get_by_role("radio", name=which).or_(page.get_by_role("button", name=which)).first.click()
+        page.locator(".js-plotly-plot .gtitle").wait_for()
+        watched.idle()
+    assert not fired
+    assert page.locator("img[src='x']").count() == 0
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_long_prompt_stays_within_the_budget(dashboard: str, new_page: Callable[..., Watched]) -> None:
+    watched = new_page()
+    received = [0]
+    watched.page.on(
+        "websocket",
+        lambda socket: socket.on("framereceived", lambda frame: received.__setitem__(0, received[0] + len(frame))),
+    )
+    prompt = quote("def f(x): return x + 1\n" * 40)
+    page = watched.open(f"{dashboard}/lens?lens_width=48&lens_halves=true&prompt={prompt}")
+    page.locator(".st-key-lens_grid_box .grid[data-ready='1']").wait_for()
+    watched.idle()
+    assert received[0] < 600_000
+    received[0] = 0
+    click(page, 3, 10)
+    page.get_by_text("After attention of layer 1, position 218").wait_for()
+    watched.idle()
+    assert received[0] < 200_000
+
+
+def click(page: Any, row: int, column: int) -> None:
+    grid = page.locator(".st-key-lens_grid_box .grid")
+    side, left, top = (float(grid.get_attribute(f"data-{name}")) for name in ("side", "left", "top"))
+    at = {"x": left + (column + 0.5) * side, "y": top + (row + 0.5) * side}
+    grid.locator("canvas").click(position=at)
