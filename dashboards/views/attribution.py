@@ -11,6 +11,7 @@ from dashboards.parts.attribution.whole import ask, draw_bars, draw_heads
 from dashboards.parts.state import chosen
 
 _RIGHT = 440  # pixels; where the window is narrow, what stands on the right goes below
+_KEPT = {"model", "prompt", "bos", "q", "target", "foil"}
 
 
 @st.fragment
@@ -37,9 +38,11 @@ def explorer() -> None:
 
 def go_to(page: str, fields: Mapping[str, int]) -> None:
     """Another page, on which these widgets are set."""
+    for name in _KEPT & {*st.query_params}:
+        st.session_state[name] = st.session_state[name]  # what is set is written into the new page's link
     for name, value in fields.items():
         st.session_state[name] = value
-    st.switch_page(page, query_params=st.query_params.to_dict() | {name: str(x) for name, x in fields.items()})
+    st.switch_page(page, query_params={name: str(value) for name, value in fields.items()})
 
 
 chosen()

@@ -204,7 +204,7 @@ def test_tokens_are_no_markup() -> None:
 @pytest.mark.slow
 def test_a_click_on_a_head_opens_it(dashboard: str, new_page: Callable[..., Watched]) -> None:
     watched = new_page()
-    page = watched.open(f"{dashboard}/attribution?q=7&prompt={quote(PROMPT)}")
+    page = watched.open(f"{dashboard}/attribution?q=7&prompt={quote('def f(x): return x')}")
     grid = page.locator(".st-key-attribution_heads_box .grid[data-ready='1']")
     grid.wait_for()
     side, left, top = (float(grid.get_attribute(f"data-{name}")) for name in ("side", "left", "top"))
@@ -213,14 +213,16 @@ def test_a_click_on_a_head_opens_it(dashboard: str, new_page: Callable[..., Watc
     watched.idle()
     for name, value in (("Layer", "2"), ("Head", "5"), ("Read position", "7")):
         assert page.locator(f'input[aria-label="{name}"]').input_value() == value
-    assert "layer=2" in page.url
-    assert "head=5" in page.url
+    for part in ("layer=2", "head=5", "q=7", "prompt=def+f"):
+        assert part in page.url
     page.get_by_role("link", name="Attribution").click()
     grid.wait_for()
     watched.idle()
-    page.get_by_role("link", name="Heads").click()
-    page.get_by_text("L2H5: ").first.wait_for()
+    grid.locator("canvas").click(position={"x": left + 0.5 * side, "y": top + 1.5 * side})
+    page.get_by_text("L1H0: ").first.wait_for()
     watched.idle()
+    for part in ("layer=1", "q=7", "prompt=def+f"):
+        assert part in page.url
 
 
 @pytest.mark.browser
