@@ -33,7 +33,7 @@ def explorer() -> None:
     if head is not None:
         go_to("views/heads.py", {"layer": head[0], "head": head[1]})
     if neuron is not None:
-        go_to("views/memories.py", {"layer": neuron[0], "neuron": neuron[1]})
+        go_to("views/memories.py", {"mlp_layer": neuron[0], "neuron": neuron[1]})
 
 
 def go_to(page: str, fields: Mapping[str, int]) -> None:

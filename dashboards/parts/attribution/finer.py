@@ -92,10 +92,26 @@ def draw_neurons(now: Chosen, found: Attribution, frozen: bool) -> tuple[int, in
 
 
 def _pick(shown: DataArray) -> tuple[int, int] | None:
-    """A neuron's memory is opened by its name."""
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        name = st.selectbox("Neuron", shown.component.values.tolist(), key="attribution_neuron", width=180)
-        if not st.button("Open its memory", key="open_memory"):
-            return None
+    """A table of the same neurons, of which a click opens one."""
+    names = shown.component.values.tolist()
+    st.session_state["_neurons"] = names
+    st.dataframe(
+        pd.DataFrame({"neuron": names, "adds": shown.to_numpy()}),
+        key="neurons",
+        hide_index=True,
+        width=260,
+        height=250,
+        on_select=_neuron_picked,
+        selection_mode="single-cell",
+    )
+    st.caption("A click opens a neuron on the page Memories.")
+    name = st.session_state.pop("_neuron_picked", None)
+    if name is None:
+        return None
     layer, neuron = name.removeprefix("L").split("N")
     return int(layer), int(neuron)
+
+
+def _neuron_picked() -> None:
+    for row, _ in st.session_state["neurons"].selection.cells[:1]:
+        st.session_state["_neuron_picked"] = st.session_state["_neurons"][int(row)]
