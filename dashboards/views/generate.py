@@ -108,7 +108,8 @@ def names(now: Chosen, tokens: list[int]) -> list[str]:
 def table_of(now: Chosen, choice: Choice) -> DataFrame:
     """The likeliest tokens, each with what every step made of its logit, and all others in a last row."""
     probs = choice.stages["probability"]
-    order = probs.argsort(descending=True, stable=True).tolist()
+    by_logit = choice.stages["logit"].argsort(descending=True, stable=True)  # for tokens that no probability is left
+    order = by_logit[probs[by_logit].argsort(descending=True, stable=True)].tolist()
     top = order[:ROWS]
     shown = top if choice.token in top else [*top[:-1], choice.token]
     columns: dict[str, list[object]] = {"token": [*names(now, shown)]}
@@ -212,7 +213,7 @@ def show_sample(now: Chosen, choices: Choices, found: Generation, row: int, leng
         selected=step,
         sets="step",
         name=f"Sample {row}: click a token to see how it was chosen",
-        of="probability",
+        of="own probability",
         also={"row": row},
         notes=notes,
         is_dark=now.is_dark,
@@ -232,7 +233,7 @@ def in_words(now: Chosen, tokens: list[tuple[int, float]]) -> str:
     if not tokens:
         return "nothing else was left"
     shown = zip(names(now, [token for token, _ in tokens]), tokens, strict=True)
-    return "instead: " + ", ".join(f"{name} {prob:.2g}" for name, (_, prob) in shown)
+    return "others, after temperature and filters: " + ", ".join(f"{name} {prob:.2g}" for name, (_, prob) in shown)
 
 
 page()

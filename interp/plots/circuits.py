@@ -55,7 +55,7 @@ def circuit_graph(
         },
         text=["<br>".join(filter(None, (plain(roles.get(name, "")), name))) for name in nodes],
         customdata=[f"matters at: {plain(truth.positions.get(name, 'every'))}" for name in nodes],
-        textposition="top center",
+        textposition=["bottom center" if where[name][1] <= 0 else "top center" for name in nodes],  # bows pass opposite
         textfont={"size": 11, "color": colours.ink},
         hovertemplate="%{text}<br>%{customdata}<extra></extra>",
         name="nodes",

@@ -13,7 +13,7 @@ from interp.checks import identities
 from interp.tokenization import Tokenizer
 from tests.dashboard.app import figure_of, healthy, opened, shown
 from tests.dashboard.browser import ROOT, Watched
-from tests.variants import variant
+from tests.variants import quick_of, variant
 
 PAGE = "views/model.py"
 
@@ -33,7 +33,9 @@ def test_sizes_weights_and_checks_are_the_librarys() -> None:
     assert any(f"= {n_weights:,} ✓" in caption.value for caption in at.caption)
 
 
-@pytest.mark.parametrize("name", [f"planted/{name}" for name in ("induction", "indirect_object", "both", "memories")])
+@pytest.mark.parametrize(
+    "name", quick_of(["planted/induction", "planted/indirect_object", "planted/both"], "planted/both")
+)
 def test_what_was_planted_is_drawn_and_its_code_draws_it_again(name: str) -> None:
     at = opened(PAGE, model=name)
     planted = getattr(zoo.planted, name.removeprefix("planted/"))(distractor_heads=models.DISTRACTORS)

@@ -1,6 +1,9 @@
 """The dashboard's shell: what is always on screen, and what it puts on show."""
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -307,6 +310,66 @@ def test_long_prompts_are_paged(dashboard: str, new_page: Callable[..., Watched]
     watched.idle()
     assert page.locator(".st-key-prompt_strip .strip button").count() == 256
     assert "prompt=" not in page.url
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_a_state_file_leaves_and_comes_back(dashboard: str, new_page: Callable[..., Watched], tmp_path: Path) -> None:
+    page = new_page().open(f"{dashboard}/?q=4&target= height")
+    page.get_by_label("Prompt", exact=True).fill("def f(spam):\n" + "    spam += 1\n" * 500)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector('[data-testid="stAlert"]:has-text("left out")')
+    with page.expect_download() as found:
+        page.get_by_role("button", name="Download state").click()
+    found.value.save_as(tmp_path / "state.json")
+    said = json.loads((tmp_path / "state.json").read_text())
+    assert (said["fields"]["q"], said["fields"]["target"]) == (4, " height")
+    assert said["fields"]["prompt"].count("spam += 1") == 500
+    other = new_page().open(dashboard)
+    other.get_by_role("button", name="Open a state file").click()
+    other.locator('.st-key-_state_upload input[type="file"]').set_input_files(tmp_path / "state.json")
+    other.wait_for_selector('[data-testid="stAlert"]:has-text("left out")')
+    other.wait_for_function("location.search.includes('q=4')")
+    assert other.get_by_label("Target token", exact=True).input_value() == " height"
+    (tmp_path / "bad.json").write_text('{"fields": {"_opened": "<b>"}}')
+    last = new_page().open(dashboard)
+    last.get_by_role("button", name="Open a state file").click()
+    last.locator('.st-key-_state_upload input[type="file"]').set_input_files(tmp_path / "bad.json")
+    last.wait_for_selector('[data-testid="stAlert"]:has-text("not known here")')
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_the_link_is_copied_with_the_weights_that_it_is_pinned_to(
+    dashboard: str, new_page: Callable[..., Watched]
+) -> None:
+    page = new_page().open(f"{dashboard}/?q=4")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy link").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == page.url
+    assert "q=4" in copied
+    assert "fp=" in copied
+
+
+@pytest.mark.slow
+def test_it_starts_from_a_clone_without_install(tmp_path: Path) -> None:
+    for part in ("interp", "dashboards"):
+        shutil.copytree(ROOT / part, tmp_path / "clone" / part)
+    script = tmp_path / "clone" / "dashboards" / "heads.py"
+    code = f"""
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+from streamlit.testing.v1 import AppTest
+at = AppTest.from_file({str(script)!r}, default_timeout=60).run()
+import interp
+print([each.value for each in at.exception], interp.__file__)
+"""
+    env = {"PATH": "", "PYTHONSAFEPATH": "1", "HOME": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split()[-2:] == ["[]", str(tmp_path / "clone" / "interp" / "__init__.py")]
 
 
 @pytest.mark.slow
