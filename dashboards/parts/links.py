@@ -31,6 +31,16 @@ FIELDS: dict[str, type] = {
     "lens_colour": str,
     "lens_of": str,
     "norm": str,
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "penalty": float,
+    "new": int,
+    "samples": int,
+    "seed": int,
+    "stop": str,
+    "row": int,
+    "step": int,
 }
 
 _copy = component(
@@ -116,6 +126,7 @@ def checked(content: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError("This is no state file: it has no fields")
     wrong = [name for name, value in fields.items() if name not in FIELDS or type(value) is not FIELDS[name]]
+    wrong += [name for name, value in fields.items() if isinstance(value, int | float) and not 0 <= value < 2**31]
     if wrong:
         raise ValueError(f"This state file has fields that are not known here, or of another kind: {wrong[:8]}")
     if fields.get("model") not in (None, *models.names()):

@@ -57,15 +57,21 @@ def controls(now: Chosen) -> Choices:
     """The controls, and what they say to each other."""
     first, second = st.columns(4), st.columns(4)
     url: Any = {"bind": "query-params"}
-    temperature = first[0].number_input(
-        "Temperature", 0.0, 10.0, 1.0, 0.1, key="temperature", help="0: the likeliest", **url
-    )
-    top_k = first[1].number_input("Top k", 0, now.model.cfg.d_vocab_out, 0, key="top_k", help="0: off", **url)
-    top_p = first[2].number_input("Top p", 0.0, 1.0, 1.0, 0.05, key="top_p", help="1: off", **url)
-    penalty = first[3].number_input("Repetition penalty", 0.1, 10.0, 1.0, 0.1, key="penalty", help="1: off", **url)
-    n_new = second[0].number_input("New tokens", 1, 200, 20, key="new", **url)
-    n_samples = second[1].number_input("Samples", 1, 10, 1, key="samples", **url)
-    seed = second[2].number_input("Seed", 0, 2**31 - 1, 0, key="seed", help="The same seed draws the same text.", **url)
+    for key, (low, high) in limits(now).items():  # a state file, or another model, may have set it beyond
+        if (value := st.session_state.get(key)) is not None:
+            st.session_state[key] = min(max(value, low), high)
+
+    def number(where: Any, label: str, key: str, default: float, step: float, told: str) -> float:
+        low, high = limits(now)[key]
+        return where.number_input(label, low, high, default, step, key=key, help=told, **url)
+
+    temperature = number(first[0], "Temperature", "temperature", 1.0, 0.1, "0: the likeliest")
+    top_k = number(first[1], "Top k", "top_k", 0, 1, "0: off")
+    top_p = number(first[2], "Top p", "top_p", 1.0, 0.05, "1: off")
+    penalty = number(first[3], "Repetition penalty", "penalty", 1.0, 0.1, "1: off")
+    n_new = number(second[0], "New tokens", "new", 20, 1, "Fewer, where the text ends")
+    n_samples = number(second[1], "Samples", "samples", 1, 1, "So many texts, drawn one beside the other")
+    seed = number(second[2], "Seed", "seed", 0, 1, "The same seed draws the same text")
     stop = second[3].text_input("Stop at", key="stop", disabled=now.model.tokenizer is None, help="A text.", **url)
     sampling = Sampling(
         temperature=temperature,
@@ -76,6 +82,19 @@ def controls(now: Chosen) -> Choices:
     if said := conflicts(sampling, top_p, int(n_samples), now.tokens.shape[1] + int(n_new), now.model.cfg.n_ctx):
         st.info(" ".join(said), icon=":material/info:")
     return Choices(sampling, int(n_new), int(n_samples), int(seed), stop or "" if now.model.tokenizer else "")
+
+
+def limits(now: Chosen) -> dict[str, tuple[Any, Any]]:
+    """The least and the most of each number."""
+    return {
+        "temperature": (0.0, 10.0),
+        "top_k": (0, now.model.cfg.d_vocab_out),
+        "top_p": (0.0, 1.0),
+        "penalty": (0.1, 10.0),
+        "new": (1, 200),
+        "samples": (1, 10),
+        "seed": (0, 2**31 - 1),
+    }
 
 
 def conflicts(how: Sampling, top_p: float, n_samples: int, length: int, n_ctx: int) -> list[str]:
@@ -170,7 +189,6 @@ print(choice.token, choice.random, {{name: float(values[choice.token]) for name,
 
 def page() -> None:
     """The page."""
-    st.title("Generate")
     now = chosen()
     cfg = now.model.cfg
     if cfg.d_vocab_out != cfg.d_vocab or cfg.attention_dir == "bidirectional":

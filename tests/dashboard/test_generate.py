@@ -139,3 +139,14 @@ def test_samples_differ_and_a_seed_gives_them_again() -> None:
         texts.append([block.value for block in at.code if not block.value.startswith("from interp")])
         assert texts[-1][0] != texts[-1][1]
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_numbers_beyond_their_limits_are_brought_back() -> None:
+    at = opened(PAGE)
+    for key, value in {"temperature": 1e9, "top_k": 10**9, "samples": 999, "row": 7, "step": 10**6}.items():
+        at.session_state[key] = value
+        healthy(at.run())
+    for key in ("temperature", "top_k", "samples"):
+        assert at.number_input(key=key).min <= at.number_input(key=key).value <= at.number_input(key=key).max
+    at.selectbox(key="model").set_value("planted/copy").run()
+    assert healthy(at).number_input(key="top_k").value <= shown(at).model.cfg.d_vocab_out

@@ -188,7 +188,13 @@ def test_a_state_file_holds_what_a_link_says_and_sets_it_again() -> None:
     at = opened(q="3", target=" height")
     file = json.loads(json.dumps({"fields": {"model": "stdlib-4l", "q": 3, "target": " height", "prompt": "x" * 5000}}))
     assert checked(file)["q"] == 3
-    for wrong in ({}, {"fields": {"_opened": "x"}}, {"fields": {"q": "3"}}, {"fields": {"bos": 1}}):
+    for wrong in (
+        {},
+        {"fields": {"_opened": "x"}},
+        {"fields": {"q": "3"}},
+        {"fields": {"bos": 1}},
+        {"fields": {"q": -1}},
+    ):
         with pytest.raises(ValueError, match="state file"):
             checked(wrong)
     with pytest.raises(ValueError, match="not here: folder/x"):
