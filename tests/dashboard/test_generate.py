@@ -118,7 +118,7 @@ def test_a_click_on_a_token_shows_how_it_was_chosen(dashboard: str, new_page: Ca
     watched = new_page()
     page = watched.open(dashboard)
     watched.turn_to("Generate")
-    page.get_by_label("Samples").fill("2")
+    page.get_by_label("Samples", exact=True).fill("2")
     page.keyboard.press("Enter")
     page.wait_for_selector('.st-key-sample_1 button[data-place="3"]')
     watched.idle()
