@@ -128,12 +128,14 @@ def kept(
     return found
 
 
-def size_of(result: object) -> int:
+def size_of(result: Any) -> int:
     """About how many bytes a result takes; models, which are kept elsewhere, count nothing."""
     if isinstance(result, torch.nn.Module):
         return 0
     if isinstance(result, Tensor | np.ndarray | xarray.DataArray | xarray.Dataset):
         return int(result.nbytes)
+    if callable(getattr(result, "nbytes", None)):
+        return result.nbytes()
     if isinstance(result, Mapping):
         return sum(map(size_of, result.values()))
     if isinstance(result, list | tuple | set | frozenset):

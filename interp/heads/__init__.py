@@ -3,15 +3,16 @@
 from interp.heads.card import HeadCard, head_card
 from interp.heads.classes import TokenClasses
 from interp.heads.corpus import corpus_statistics
-from interp.heads.effects import direct_effects, disagreement
+from interp.heads.effects import direct_effects, disagreement, effect_names
 from interp.heads.patterns import Patterns, patterns
 from interp.heads.roles import ROLES, detect, roles
 from interp.heads.scores import SCORES, detect_pattern, scores
-from interp.heads.xray import edge_xray
+from interp.heads.xray import EdgeXrays, edge_xray
 
 __all__ = [
     "ROLES",
     "SCORES",
+    "EdgeXrays",
     "HeadCard",
     "Patterns",
     "TokenClasses",
@@ -21,6 +22,7 @@ __all__ = [
     "direct_effects",
     "disagreement",
     "edge_xray",
+    "effect_names",
     "head_card",
     "patterns",
     "roles",

@@ -1,53 +1,41 @@
 """What heads do to an answer, by layer and head, and where that and what they look at part."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
+from interp.cache import ActivationCache
 from interp.lens.attribution import toward_answer
+from interp.lens.run import CachedRun
 from interp.metrics import Answers
 from interp.model import HookedGPT
-from interp.results import Result, as_tokens, labelled
+from interp.results import Result, labelled
 
 
 @torch.no_grad()
 def direct_effects(
-    model: HookedGPT,
-    prompts: Any,
-    answer: Answers,
-    wrong: Answers | None = None,
-    *,
-    pos: int = -1,
-    attention_mask: Tensor | None = None,
+    model: HookedGPT, cache: ActivationCache, answer: Answers, wrong: Answers | None = None, pos: int = -1
 ) -> Result:
     """What each head adds to the logit of `answer` by what it writes at `pos`, [layer head prompt].
 
-    With `wrong`, to that less the logit of `wrong`. These are the heads' parts of `lens.direct_logit_attribution`, in
-    one pass that keeps what they need alone.
+    With `wrong`, to that less the logit of `wrong`. These are the heads' parts of `lens.direct_logit_attribution`. The
+    cache needs `effect_names(model)` alone.
     """
-    tokens, mask = as_tokens(model, prompts, attention_mask)
-    n_layers = model.cfg.n_layers
-    names = [f"blocks.{layer}.attn.hook_z" for layer in range(n_layers)]
-    names += [name for name in model.hook_dict if name.endswith(("_post.hook_scale", "ln_final.hook_scale"))]
-    _, cache = model.run_with_cache(
-        tokens, None, attention_mask=mask, names_filter=[*names, f"blocks.{n_layers - 1}.hook_resid_post"]
-    )
-    places = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-    last = places.amax(1) if mask is None else (places * mask).amax(1)
-    at = torch.full_like(last, pos) if pos >= 0 else last + 1 + pos
-    rows = torch.arange(len(tokens), device=tokens.device)
+    z = [CachedRun.of(model, cache, pos).at(f"blocks.{layer}.attn.hook_z")[:, 0] for layer in range(model.cfg.n_layers)]
     found = [
-        (cache["z", layer][rows, at].double() * toward_answer(model, cache, layer, answer, wrong, pos)).sum(-1).T
-        for layer in range(n_layers)
+        (each.double() * toward_answer(model, cache, layer, answer, wrong, pos)).sum(-1).T
+        for layer, each in enumerate(z)
     ]
-    axes = {"layer": range(n_layers), "head": range(model.cfg.n_heads), "prompt": range(len(tokens))}
+    axes = {"layer": range(len(z)), "head": range(model.cfg.n_heads), "prompt": range(len(z[0]))}
     of = "logit" if wrong is None else "logit difference"
-    return labelled(
-        torch.stack(found), axes, "contribution", {"method": "direct effect", "of": of, "model": model.fingerprint()}
-    )
+    about = {"method": "direct effect", "of": of, "model": model.fingerprint()}
+    return labelled(torch.stack(found), axes, "contribution", about)
+
+
+def effect_names(model: HookedGPT) -> list[str]:
+    """The hook points that `direct_effects` reads: much less than all."""
+    ends = ("attn.hook_z", "_post.hook_scale", "ln_final.hook_scale", f"{model.cfg.n_layers - 1}.hook_resid_post")
+    return [name for name in model.hook_dict if name.endswith(ends)]
 
 
 def disagreement(score: Result, effect: Result) -> Result:

@@ -37,9 +37,17 @@ class Patterns:
 
     def __getitem__(self, at: tuple[int, int]) -> HeadPattern:
         """The pattern of a head, given as (layer, head): what hook_pattern has when nobody edits it there."""
-        attn, (q, k, _) = self._of(*at)
+        return softmax(self.scores(*at))
+
+    def scores(self, layer: int, head: int) -> HeadPattern:
+        """What the pattern is the softmax of, -inf where a query may not look."""
+        attn, (q, k, _) = self._of(layer, head)
         mask, is_causal = self._this.allowed(attn)
-        return softmax(masked(attn.scores(q, k), mask if mask is None else mask[:, 0], is_causal))
+        return masked(attn.scores(q, k), mask if mask is None else mask[:, 0], is_causal)
+
+    def values(self, layer: int, head: int) -> Float[Tensor, "batch pos d_head"]:
+        """What the head reads at each key."""
+        return self._of(layer, head)[1][2]
 
     def weighted(self, layer: int, head: int) -> HeadPattern:
         """The pattern times ‖v_j W_O‖, how much each key would write; each query's row made to sum to 1.

@@ -8,21 +8,22 @@
    the softmax, so that the other keys share what it had. Both count what later layers make of it too.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from interp import metrics
-from interp.heads.patterns import patterns
-from interp.hooks import HookPoint
-from interp.interventions import Site
+from interp.cache import ActivationCache
+from interp.heads.patterns import Patterns, patterns
+from interp.interventions import Ablate, Site
 from interp.lens.attribution import toward_answer
 from interp.metrics import Answers
 from interp.model import HookedGPT
-from interp.patching import ablation
-from interp.patching.ablation import Kind
-from interp.results import as_tokens, token_labels
+from interp.patching.engine import Base, Row
+from interp.patching.sweep import Sweep
+from interp.results import token_labels
 from interp.weights.stream import checked_index
 
 if TYPE_CHECKING:
@@ -31,7 +32,95 @@ else:
     Dataset = Any
 
 
-@torch.no_grad()
+@dataclass(frozen=True, eq=False)
+class EdgeXrays:
+    """What the x-rays of one prompt's edges share; each then takes little: `EdgeXrays.of(patterns(model, prompt))`."""
+
+    patterns: Patterns
+    base: Base
+
+    @classmethod
+    def of(cls, found: Patterns) -> "EdgeXrays":
+        """Those of the heads whose patterns these are."""
+        if len(found.tokens) != 1:
+            raise ValueError(f"{len(found.tokens)} prompts were given; an edge is of one")
+        model = found.model
+        scales = [name for name in model.hook_dict if name.endswith(("_post.hook_scale", "ln_final.hook_scale"))]
+        names = [*scales, f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"]
+        return cls(found, Base(model, found.tokens, names=names))
+
+    def nbytes(self) -> int:
+        """The memory that is held."""
+        held = [*self.base.resid, *self.base.cache.values()]
+        return 2 * self.patterns.nbytes() + sum(x.nbytes for x in held)  # keys and values are in the base run too
+
+    @torch.no_grad()
+    def __call__(
+        self, layer: int, head: int, query: int, key: int, answer: Answers, wrong: Answers | None = None
+    ) -> Dataset:
+        """See `edge_xray`."""
+        from xarray import Dataset
+
+        found, model = self.patterns, self.patterns.model
+        layer, head = checked_index(model, "layer", layer), checked_index(model, "head", head)
+        n_pos = found.tokens.shape[1]
+        if not (0 <= query < n_pos and 0 <= key < n_pos):
+            raise ValueError(f"query={query}, key={key}; the prompt has the positions 0 to {n_pos - 1}")
+        scores = found.scores(layer, head)[0, query].double()
+        if not scores[key].isfinite():
+            raise ValueError(f"L{layer}H{head}: query {query} does not see key {key}")
+        weights, values = scores.softmax(-1), found.values(layer, head)[0]
+        cache = ActivationCache(self.base.cache, model)
+        toward = toward_answer(model, cache, layer, answer, wrong, pos=query)[0, head]
+        terms = found.terms(layer, head, query, key)[0].double()
+        cap, before_cap = model.cfg.attn_scores_soft_cap, scores[key]
+        if cap is not None:
+            before_cap = cap * torch.atanh(before_cap / cap)
+        base, zeroed, knocked_out = self._without(layer, head, query, key, answer, wrong, scores)
+        row = {"score": scores, "weight": weights, "direct": weights * (values.double() @ toward.double())}
+        of_edge = {
+            "before_cap": before_cap,
+            "remainder": before_cap - terms.sum(),
+            "value_norm": (values[key] @ model.blocks[layer].attn.W_O[head]).norm(),
+            "base": base,
+            "zeroed": zeroed,
+            "knocked_out": knocked_out,
+        }
+        made: dict[str, Any] = {"term": ("dim", terms.cpu().numpy())}
+        made |= {name: ("key_pos", x.cpu().numpy()) for name, x in row.items()}
+        made |= {name: float(x) for name, x in of_edge.items()}
+        made["effect"] = ("way", [float(row["direct"][key]), base - zeroed, base - knocked_out])
+        about = {"method": "edge x-ray", "of": "logit" if wrong is None else "logit difference"}
+        about |= {"edge": f"L{layer}H{head} {query}->{key}", "layer": layer, "head": head, "query": query, "key": key}
+        about |= {"model": model.fingerprint()}
+        coords = {"dim": range(len(terms)), "key_pos": token_labels(model, found.tokens)}
+        coords["way"] = ["adds directly", "lost: zeroed", "lost: knocked out"]
+        return Dataset(made, coords=coords, attrs=about)
+
+    def _without(
+        self,
+        layer: int,
+        head: int,
+        query: int,
+        key: int,
+        answer: Answers,
+        wrong: Answers | None,
+        scores: Tensor,
+    ) -> tuple[float, float, float]:
+        """The logit at the query as it is, with the edge's weight set to 0, and with the edge knocked out."""
+        model = self.patterns.model
+        if wrong is None:
+            metric = metrics.logit(model, answer, pos=query)
+        else:
+            metric = metrics.logit_diff(model, answer, wrong, pos=query)
+        sites = [Site(name, layer, head=head, pos=query, neuron=key) for name in ("pattern", "attn_scores")]
+        rows = [Row(0, (Ablate(sites[0]),)), Row(0, (Ablate(sites[1], "value", torch.tensor(-torch.inf)),))]
+        sees_others = int(scores.isfinite().sum()) > 1
+        sweep = Sweep(self.base, metric, progress=False)
+        without = [*map(float, sweep.values(rows if sees_others else rows[:1])), float("nan")]
+        return float(sweep.base_values()[0]), without[0], without[1]
+
+
 def edge_xray(
     model: HookedGPT,
     prompt: Any,
@@ -50,77 +139,5 @@ def edge_xray(
     logit at the query's position; `zeroed` and `knocked_out`, the same without the edge, the latter NaN where the query
     sees nothing else. `effect` is what the edge is to the logit in each `way`: directly, and `base` less each of these.
     """
-    from xarray import Dataset
-
-    layer, head = checked_index(model, "layer", layer), checked_index(model, "head", head)
-    tokens, _ = as_tokens(model, prompt, None)
-    n_pos = tokens.shape[1]
-    if len(tokens) != 1:
-        raise ValueError(f"{len(tokens)} prompts were given; an edge is of one")
-    if not (0 <= query < n_pos and 0 <= key < n_pos):
-        raise ValueError(f"query={query}, key={key}; the prompt has the positions 0 to {n_pos - 1}")
-    rows = dict[str, Tensor]()
-
-    def keep(x: Tensor, point: HookPoint) -> None:
-        rows[point.name.rpartition("_")[2]] = x[0, head, query].double()
-
-    of_layer = f"blocks.{layer}.attn"
-    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
-    scales = [name for name in model.hook_dict if name.endswith(("_post.hook_scale", "ln_final.hook_scale"))]
-    with model.recording([f"{of_layer}.hook_attn_scores", f"{of_layer}.hook_pattern"], keep):
-        _, cache = model.run_with_cache(tokens, None, names_filter=[last, f"{of_layer}.hook_v", *scales])
-    scores, weights = rows["scores"], rows["pattern"]
-    if not scores[key].isfinite():
-        raise ValueError(f"L{layer}H{head}: query {query} does not see key {key}")
-    values = cache["v", layer][0, :, head // (model.cfg.n_heads // model.cfg.n_key_value_heads)]
-    toward = toward_answer(model, cache, layer, answer, wrong, pos=query)[0, head]
-    terms = patterns(model, tokens, [layer], [head]).terms(layer, head, query, key)[0].double()
-    cap, before_cap = model.cfg.attn_scores_soft_cap, scores[key]
-    if cap is not None:
-        before_cap = cap * torch.atanh(before_cap / cap)
-    base, zeroed, knocked_out = _without(model, tokens, (layer, head, query, key), answer, wrong, scores)
-    row = {"score": scores, "weight": weights, "direct": weights * (values.double() @ toward.double())}
-    of_edge = {
-        "before_cap": before_cap,
-        "remainder": before_cap - terms.sum(),
-        "value_norm": (values[key] @ model.blocks[layer].attn.W_O[head]).norm(),
-        "base": base,
-        "zeroed": zeroed,
-        "knocked_out": knocked_out,
-    }
-    found: dict[str, Any] = {"term": ("dim", terms.cpu().numpy())}
-    found |= {name: ("key_pos", x.cpu().numpy()) for name, x in row.items()}
-    found |= {name: float(x) for name, x in of_edge.items()}
-    effects = [float(row["direct"][key]), base - zeroed, base - knocked_out]
-    found["effect"] = ("way", effects)
-    about = {"method": "edge x-ray", "of": "logit" if wrong is None else "logit difference"}
-    about |= {"edge": f"L{layer}H{head} {query}->{key}", "layer": layer, "head": head, "query": query, "key": key}
-    about |= {"model": model.fingerprint()}
-    coords = {"dim": range(len(terms)), "key_pos": token_labels(model, tokens)}
-    coords["way"] = ["adds directly", "lost: zeroed", "lost: knocked out"]
-    return Dataset(found, coords=coords, attrs=about)
-
-
-def _without(
-    model: HookedGPT,
-    tokens: Tensor,
-    edge: tuple[int, int, int, int],
-    answer: Answers,
-    wrong: Answers | None,
-    scores: Tensor,
-) -> tuple[float, float, float]:
-    """The logit at the query as it is, with the edge's weight set to 0, and with the edge knocked out."""
-    layer, head, query, key = edge
-    if wrong is None:
-        metric = metrics.logit(model, answer, pos=query)
-    else:
-        metric = metrics.logit_diff(model, answer, wrong, pos=query)
-
-    def run(name: str, kind: Kind) -> tuple[float, float]:
-        site = Site(name, layer, head=head, pos=query, neuron=key)
-        found = ablation(model, tokens, [site], metric, kind=kind, progress=False)
-        return float(found.base[0]), float(found[0, 0])
-
-    base, zeroed = run("pattern", "zero")
-    sees_others = int(scores.isfinite().sum()) > 1
-    return base, zeroed, run("attn_scores", "knockout")[1] if sees_others else float("nan")
+    found = patterns(model, prompt, [checked_index(model, "layer", layer)], [checked_index(model, "head", head)])
+    return EdgeXrays.of(found)(layer, head, query, key, answer, wrong)

@@ -25,8 +25,8 @@ def edge_xray(found: Dataset, *, title: str | None = None, theme: Theme = "light
     figure = make_subplots(
         2,
         1,
-        row_heights=[0.68, 0.32],
-        vertical_spacing=0.26,
+        row_heights=[0.62, 0.38],
+        vertical_spacing=0.25,
         subplot_titles=[f"q · k / scale by dimension: {float(found.before_cap):.4g}", plain(str(found.attrs["of"]))],
     )
     names = [str(i) for i in found.dim.values]
@@ -47,10 +47,11 @@ def edge_xray(found: Dataset, *, title: str | None = None, theme: Theme = "light
         x=numbers,
         y=list(range(len(known))),
         orientation="h",
-        width=0.6,
+        width=0.8,
         marker={"color": _signed(numbers, theme), "line": {"width": 0}},
         text=[f"{x:+.3f}" for x in numbers],
         textposition="auto",
+        textfont={"size": 11},
         cliponaxis=False,
         hovertext=[f"{name}<br>{x:+.4g}" for name, x in known],
         hovertemplate="%{hovertext}<extra></extra>",
@@ -64,7 +65,7 @@ def edge_xray(found: Dataset, *, title: str | None = None, theme: Theme = "light
     figure.update_yaxes(labels | {"autorange": "reversed", "showgrid": False, "zeroline": False}, row=2, col=1)
     figure.update_xaxes(zeroline=True, row=2, col=1)
     figure.update_annotations(font_size=12)
-    figure.update_layout(showlegend=False, bargap=0.25, height=430)
+    figure.update_layout(showlegend=False, bargap=0.25, height=460)
     key = int(found.attrs["key"])
     score, weight = float(found.score[key]), float(found.weight[key])
     chain = f"score {score:.4g} → weight {weight:.3g} → {effects['adds directly']:+.3g} to the {found.attrs['of']}"

@@ -105,7 +105,8 @@ def test_hovering_says_the_librarys_numbers(dashboard: str, new_page: Callable[.
     with torch.no_grad():
         target, foil = model(tokens)[0, -1].topk(2).indices.tolist()
     focus = 1 - heads.corpus_statistics(model, tokens, progress=False).relative_entropy
-    direct = heads.direct_effects(model, tokens, target, foil)[..., 0]
+    _, cache = model.run_with_cache(tokens)
+    direct = heads.direct_effects(model, cache, target, foil)[..., 0]
     of = metrics.logit_diff(model, target, foil)
     zeroed = patching.ablation(model, tokens, "z", of, progress=False)
     zeroed = (zeroed - zeroed.base)[..., 0]

@@ -203,8 +203,9 @@ def test_roles_are_measured_when_asked_for_and_say_their_null(model: HookedGPT) 
     one = found.sel(score="induction")
     assert f"Null: {float(one.null):.3f}; threshold {float(one.threshold):.3f}" in texts(at)
     own = one.sel(layer=1, head=2)
-    assert f"induction {float(own.value):.3f}  interval {float(own.low):.3f} to {float(own.high):.3f}" in texts(at)
-    direct = heads.direct_effects(model, model.to_tokens(PROMPT), *answers(model, model.to_tokens(PROMPT), -1))
+    assert f"**induction {float(own.value):.3f}**, interval {float(own.low):.3f} to {float(own.high):.3f}" in texts(at)
+    _, cache = model.run_with_cache(PROMPT)
+    direct = heads.direct_effects(model, cache, *answers(model, model.to_tokens(PROMPT), -1))
     apart = heads.disagreement(found.value.sel(score="induction"), direct)
     table = at.dataframe(key="parting").value
     assert table["apart"].abs().is_monotonic_decreasing

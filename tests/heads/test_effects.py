@@ -5,7 +5,7 @@ import pytest
 import torch
 from xarray import DataArray
 
-from interp.heads import direct_effects, disagreement, patterns
+from interp.heads import direct_effects, disagreement, effect_names, patterns
 from interp.lens import direct_logit_attribution
 from tests.variants import VARIANTS, quick_of, some_tokens, variant
 
@@ -19,8 +19,9 @@ def test_direct_effects_are_the_heads_parts_of_the_attribution(name: str) -> Non
     names = [each for each in model.hook_dict if "result" not in each and "input" not in each and "_in" not in each]
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens, attention_mask=mask, names_filter=names)
+        _, needed = model.run_with_cache(tokens, attention_mask=mask, names_filter=effect_names(model))
     for pos, wrong in ((-1, 2), (4, None), (-2, 5)):
-        found = direct_effects(model, tokens, 3, wrong, pos=pos, attention_mask=mask)
+        found = direct_effects(model, needed, 3, wrong, pos=pos)
         wanted = direct_logit_attribution(model, cache, 3, wrong, by="head", pos=pos)
         for layer in range(model.cfg.n_layers):
             for head in range(model.cfg.n_heads):

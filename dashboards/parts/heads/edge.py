@@ -5,9 +5,9 @@ import streamlit as st
 from xarray import DataArray, Dataset
 
 from dashboards.parts.figure import figure, opening
-from dashboards.parts.heads.measured import all_patterns, xray_of
+from dashboards.parts.heads.measured import all_patterns, xray
 from dashboards.parts.heads.one import check
-from dashboards.parts.state import Chosen, cached
+from dashboards.parts.state import Chosen
 from dashboards.parts.strip import strip
 from interp import plots
 
@@ -39,7 +39,7 @@ def draw_edge(now: Chosen, layer: int, head: int) -> None:
         is_dark=now.is_dark,
     )
     try:
-        found = cached(xray_of, layer, head, q, k, now.target, now.foil)
+        found = xray(now, layer, head, k)
     except ValueError as error:
         st.info(f"{error}. Click a key that it looks at.", icon=":material/visibility_off:")
         return

@@ -101,7 +101,8 @@ def _effect_grid(now: Chosen, selected: tuple[int, int]) -> None:
     answers = f"{now.target}, {now.foil}"
     if kind == "direct effect":
         caption = f"What each head adds to the difference at position {now.q} by what it writes there."
-        code = f"found = heads.direct_effects(model, tokens, {answers}, pos={now.q})\n"
+        code = "_, cache = model.run_with_cache(tokens, names_filter=heads.effect_names(model))\n"
+        code += f"found = heads.direct_effects(model, cache, {answers}, pos={now.q})\n"
         code += "fig = plots.heatmap(found, scale='diverging')\n"
     else:
         to = "0" if kind == "zeroed" else "its mean over this prompt"

@@ -8,9 +8,9 @@ import streamlit as st
 from torch import Tensor
 from xarray import DataArray, Dataset
 
-from dashboards.parts.state import Chosen, cached, kept
-from interp import HookedGPT, heads, metrics, patching, plots
-from interp.heads import HeadCard, Patterns
+from dashboards.parts.state import Chosen, cached, kept, run
+from interp import ActivationCache, HookedGPT, heads, metrics, patching, plots
+from interp.heads import EdgeXrays, HeadCard, Patterns
 from interp.plots import Mosaic
 from interp.plots.theme import Theme, seen
 
@@ -51,9 +51,16 @@ def statistics_of(model: HookedGPT, tokens: Tensor) -> Dataset:
     return heads.corpus_statistics(model, tokens, progress=False)
 
 
-def direct_of(model: HookedGPT, tokens: Tensor, q: int, target: int, foil: int) -> DataArray:
-    """For `cached`."""
-    return heads.direct_effects(model, tokens, target, foil, pos=q).isel(prompt=0, drop=True)
+def direct_of(model: HookedGPT, cache: ActivationCache, q: int, target: int, foil: int) -> DataArray:
+    """For `kept`."""
+    return heads.direct_effects(model, cache, target, foil, pos=q).isel(prompt=0, drop=True)
+
+
+def direct(now: Chosen) -> DataArray:
+    """What each head adds to the target less the foil, [layer head]."""
+    _, cache = run(now, *heads.effect_names(now.model))
+    what = (now.q, now.target, now.foil)
+    return kept(now.fingerprint, now.tokens, direct_of, (now.model, cache, *what), what)
 
 
 def ablated_of(model: HookedGPT, tokens: Tensor, q: int, target: int, foil: int, kind: str) -> DataArray:
@@ -64,19 +71,22 @@ def ablated_of(model: HookedGPT, tokens: Tensor, q: int, target: int, foil: int,
     return (one - one.base).drop_vars(["prompt", "base"]).assign_attrs(found.attrs | {"base": float(one.base)})
 
 
-def xray_of(model: HookedGPT, tokens: Tensor, *edge: int) -> Dataset:
-    """For `cached`."""
-    return heads.edge_xray(model, tokens, *edge)
+def xrays_of(found: Patterns) -> EdgeXrays:
+    """For `kept`."""
+    return EdgeXrays.of(found)
+
+
+def xray(now: Chosen, layer: int, head: int, key: int) -> Dataset:
+    """The edge from the position that is read to a key."""
+    xrays = kept(now.fingerprint, now.tokens, xrays_of, (all_patterns(),), ())
+    return xrays(layer, head, now.q, key, now.target, now.foil)
 
 
 def seconds_of(model: HookedGPT, tokens: Tensor) -> float:
-    """For `cached`: how long a pass takes, the shortest of three."""
-    taken = []
-    for _ in range(3):
-        start = perf_counter()
-        model(tokens)
-        taken.append(perf_counter() - start)
-    return min(taken)
+    """For `cached`: how long a pass takes."""
+    start = perf_counter()
+    model(tokens, last_only=True)
+    return perf_counter() - start
 
 
 @st.cache_resource(max_entries=4, show_spinner="Holding every head against heads with shuffled weights")
@@ -142,13 +152,12 @@ def score_of(now: Chosen, name: str) -> DataArray | None:
 
 def effect_if_known(now: Chosen, kind: str) -> DataArray | None:
     """An effect of all heads, [layer head], if it takes no time, or was asked for."""
-    what = (now.q, now.target, now.foil)
     if kind == "direct":
-        return cached(direct_of, *what)
+        return direct(now)
     if seconds_at_most(now) > AT_ONCE and not asked("ablation", now.fingerprint, kind):
         return None
     with st.spinner("Taking heads away"):
-        return cached(ablated_of, *what, kind)
+        return cached(ablated_of, now.q, now.target, now.foil, kind)
 
 
 def effect_or_offer(now: Chosen, kind: str, where: str) -> DataArray | None:
@@ -175,6 +184,6 @@ def quoted(now: Chosen, token: int) -> str:
 
 def strongest_head(now: Chosen) -> tuple[int, int]:
     """The head that adds most to the target less the foil, or most against it."""
-    effect = np.abs(cached(direct_of, now.q, now.target, now.foil).to_numpy())
+    effect = np.abs(direct(now).to_numpy())
     layer, head = np.unravel_index(int(np.nan_to_num(effect).argmax()), effect.shape)
     return int(layer), int(head)

@@ -7,6 +7,7 @@ from xarray import DataArray
 from dashboards.parts.figure import figure, opening
 from dashboards.parts.heads.measured import all_patterns, detected, effect_if_known, offer_to_detect, quoted, role_of
 from dashboards.parts.state import Chosen
+from dashboards.parts.words import plain
 from interp import plots
 from interp.heads import ROLES, SCORES
 
@@ -82,8 +83,8 @@ def draw_numbers(now: Chosen, layer: int, head: int) -> None:
     with st.container(horizontal=True, key="effects"):
         for label, each in effects.items():
             st.metric(label, f"{float(each.sel(layer=layer, head=head)):+.3f}", width="content")
-    target, foil = quoted(now, now.target), quoted(now, now.foil)
-    st.text(f"on the logit of {target} less that of {foil}, at position {now.q}")
+    target, foil = plain(quoted(now, now.target)), plain(quoted(now, now.foil))
+    st.caption(f"On the logit of {target} less that of {foil}, at position {now.q}.")
     found = detected(now)
     if found is None:
         offer_to_detect(now, "head")
@@ -92,11 +93,12 @@ def draw_numbers(now: Chosen, layer: int, head: int) -> None:
     named = [name for name in SCORES if bool(own.named.sel(score=name))]
     clear = own.value - own.threshold
     best = named or [str(clear.score[int(np.nan_to_num(clear.to_numpy(), nan=-9.0).argmax())].item())]
+    lines = []
     for name in best:
         one = own.sel(score=name)
         rank = 1 + int((found.value.sel(score=name) > one.value).sum())
-        label = ROLES.get(name, name).format(k=int(own.k)) if "k" in own.coords else name
-        st.text(
-            f"{label} {float(one.value):.3f}  interval {float(one.low):.3f} to {float(one.high):.3f}, null "
-            f"{float(one.null):.3f}, threshold {float(one.threshold):.3f}, rank {rank} of {n}"
-        )
+        label = ROLES.get(name, name).format(k=int(own.value.k))
+        sure = f"interval {float(one.low):.3f} to {float(one.high):.3f}, null {float(one.null):.3f}"
+        above = f"threshold {float(one.threshold):.3f}, rank {rank} of {n}"
+        lines.append(f"**{label} {float(one.value):.3f}**, {sure}, {above}")
+    st.caption("  \n".join(lines))
