@@ -24,7 +24,7 @@ def explorer() -> None:
         with st.container(width="stretch"):
             draw_bars(now, found, frozen)
         with st.container(width=_RIGHT):
-            head = draw_heads(now, found)
+            head = draw_heads(now, found, frozen)
     with st.container(horizontal=True, gap="medium"):
         with st.container(width="stretch"):
             neuron = draw_neurons(now, found, frozen)

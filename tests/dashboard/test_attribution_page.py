@@ -135,14 +135,20 @@ def test_without_the_norm_the_stream_itself_is_read(model: HookedGPT) -> None:
 @pytest.mark.parametrize("norm", ["scale frozen", "left out"])
 def test_the_code_makes_the_same_figures(norm: str) -> None:
     at = opened(PAGE, norm=norm)
-    for i, code in enumerate(at.code):
-        made: dict[str, Any] = {}
-        exec(code.value, made)
-        theirs = made["fig"].to_plotly_json()
+    at.toggle(key="attribution_heads_table").set_value(True)
+    healthy(at.run())
+    bars, heads, neurons = (made_by(code.value) for code in at.code)
+    for i, theirs in enumerate((bars, neurons)):
         for mine, other in zip(figure_of(at, i)["data"], theirs["data"], strict=True):
             np.testing.assert_allclose(array(mine["x"]), array(other["x"]).astype(float), atol=1e-5)
         assert list(figure_of(at, i)["layout"]["yaxis"]["ticktext"]) == list(theirs["layout"]["yaxis"]["ticktext"])
-    assert len(at.code) == 2
+    np.testing.assert_allclose(array(heads["data"][0]["z"]), frame(at, "H0").to_numpy(), atol=1e-5)
+
+
+def made_by(code: str) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    exec(code, made)
+    return made["fig"].to_plotly_json()
 
 
 def test_parts_that_do_not_sum_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

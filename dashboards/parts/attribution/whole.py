@@ -9,6 +9,7 @@ from dashboards.parts.figure import figure, opening
 from dashboards.parts.grid import grid, scale_of
 from dashboards.parts.heads.measured import quoted
 from dashboards.parts.state import Chosen
+from dashboards.parts.taken import taken
 from dashboards.parts.words import plain
 from interp import plots
 
@@ -57,7 +58,7 @@ def draw_bars(now: Chosen, found: Attribution, frozen: bool) -> None:
     )
 
 
-def draw_heads(now: Chosen, found: Attribution) -> tuple[int, int] | None:
+def draw_heads(now: Chosen, found: Attribution, frozen: bool) -> tuple[int, int] | None:
     """The map of heads; the head that was just clicked, if one was."""
     z = by_head(now, found)
     values = z.to_numpy()
@@ -78,19 +79,30 @@ def draw_heads(now: Chosen, found: Attribution) -> tuple[int, int] | None:
         alt=f"What each head adds to the {question(now)}. Largest: {largest}.",
     )
     st.caption(f"What each head adds; together {values.sum():+.4g}. A click opens the head on the page Heads.")
-    if st.toggle("Table", key="attribution_heads_table"):
-        table = pd.DataFrame(values, [f"L{i}" for i in range(n_layers)], [f"H{j}" for j in range(n_heads)])
-        st.dataframe(table, key="attribution_heads_numbers", height=220)
+    code = opening(now, "heads", "plots") + (
+        f"found = heads.direct_effects(model, tokens, {_answer(now, frozen)}, pos={now.q})\n"
+        "fig = plots.heatmap(found, scale='diverging')\n"
+    )
+    table = pd.DataFrame(values, [f"L{i}" for i in range(n_layers)], [f"H{j}" for j in range(n_heads)])
+    taken(
+        table,
+        key="attribution_heads",
+        code=code,
+        made=lambda: plots.heatmap(z, scale="diverging", title=f"Heads: {question(now)}", theme=now.theme),
+    )
     return clicked
 
 
 def code(now: Chosen, by: str, frozen: bool) -> str:
     """The lines that take the logit difference apart."""
-    answer = f"{now.target}, {now.foil}" if frozen else f"model.W_U[:, {now.target}] - model.W_U[:, {now.foil}]"
     return opening(now, "lens", "plots") + (
         "_, cache = model.run_with_cache(tokens)\n"
-        f"found = lens.direct_logit_attribution(model, cache, {answer}, by={by!r}, pos={now.q})\n"
+        f"found = lens.direct_logit_attribution(model, cache, {_answer(now, frozen)}, by={by!r}, pos={now.q})\n"
     )
+
+
+def _answer(now: Chosen, frozen: bool) -> str:
+    return f"{now.target}, {now.foil}" if frozen else f"model.W_U[:, {now.target}] - model.W_U[:, {now.foil}]"
 
 
 def _check(now: Chosen, found: Attribution, frozen: bool) -> str:

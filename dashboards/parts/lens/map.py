@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
 from dashboards.parts.figure import figure, opening
@@ -12,11 +13,13 @@ from dashboards.parts.heads.measured import quoted
 from dashboards.parts.lens.chosen import COLOURS, Cell, readings
 from dashboards.parts.lens.measured import FAR, output_error, scale_by_layer, scales
 from dashboards.parts.state import Chosen
+from dashboards.parts.taken import taken
 from dashboards.parts.words import plain
 from interp import plots
 from interp.plots.heatmap import TEXT_CELLS
 from interp.plots.theme import seen
 
+_READ = "_, cache = model.run_with_cache(tokens)\n"
 _LONGEST = 6  # characters in a cell
 _TOLD_ALL = 500  # cells; of more, less is told of each
 
@@ -42,10 +45,9 @@ def draw_map(now: Chosen, cell: Cell) -> None:
     )
     st.caption(_caption(now, cell))
     _warn_of_scales(now)
-    if st.toggle("Table", key="lens_map_table"):
-        names = [f"{pos} {seen(now.labels[pos])}" for pos in range(cell.first, cell.last)]
-        rows = readings(now, cell.halves)
-        st.dataframe(pd.DataFrame(numbers, rows, names), key="lens_numbers", height=240)
+    names = [f"{pos} {seen(now.labels[pos])}" for pos in range(cell.first, cell.last)]
+    table = pd.DataFrame(numbers, readings(now, cell.halves), names)
+    taken(table, key="lens_map", code=_code(now, cell), made=lambda: _drawn(now, cell))
 
 
 def draw_figures(now: Chosen, cell: Cell) -> None:
@@ -53,28 +55,39 @@ def draw_figures(now: Chosen, cell: Cell) -> None:
     which = st.segmented_control(
         "Draw", ["The map as a figure", "How large the stream is"], key="lens_figure", bind="query-params"
     )
-    read = "_, cache = model.run_with_cache(tokens)\n"
     if which == "The map as a figure":
-        colour = cell.colour
-        where = [f"{pos} {now.labels[pos]}" for pos in range(cell.first, cell.last)]
-        found = cell.found.assign_coords(pos=where)
-        target = "'next'" if cell.is_next else now.target
-        code = opening(now, "lens", "plots") + (
-            f"{read}found = lens.logit_lens(model, cache, {target}, {now.foil}, k={found.sizes['top']}, "
-            f"pos=slice({cell.first}, {cell.last}), halves={cell.halves})\n"
-            f"fig = plots.lens_table(found, {colour!r})\n"
+        alt = _alt(now, cell, cell.colour, cell.found[cell.colour].to_numpy())
+        figure(
+            _drawn(now, cell),
+            key="lens_table",
+            caption=_caption(now, cell),
+            code=_code(now, cell),
+            data=cell.found[cell.colour],
+            alt=alt,
         )
-        drawn = plots.lens_table(found, colour, title=f"Logit lens of {now.name}", theme=now.theme)
-        alt = _alt(now, cell, colour, found[colour].to_numpy())
-        figure(drawn, key="lens_table", caption=_caption(now, cell), code=code, data=found[colour], alt=alt)
     elif which is not None:
-        _draw_stream(now, read)
+        _draw_stream(now)
 
 
-def _draw_stream(now: Chosen, read: str) -> None:
+def _drawn(now: Chosen, cell: Cell) -> go.Figure:
+    where = [f"{pos} {now.labels[pos]}" for pos in range(cell.first, cell.last)]
+    found = cell.found.assign_coords(pos=where)
+    return plots.lens_table(found, cell.colour, title=f"Logit lens of {now.name}", theme=now.theme)
+
+
+def _code(now: Chosen, cell: Cell) -> str:
+    target = "'next'" if cell.is_next else now.target
+    return opening(now, "lens", "plots") + (
+        f"{_READ}found = lens.logit_lens(model, cache, {target}, {now.foil}, k={cell.found.sizes['top']}, "
+        f"pos=slice({cell.first}, {cell.last}), halves={cell.halves})\n"
+        f"fig = plots.lens_table(found, {cell.colour!r})\n"
+    )
+
+
+def _draw_stream(now: Chosen) -> None:
     found = scales(now)
     code = opening(now, "lens", "plots") + (
-        f"{read}found = lens.stream_statistics(model, cache)\nfig = plots.stream_statistics(found, 'norm', "
+        f"{_READ}found = lens.stream_statistics(model, cache)\nfig = plots.stream_statistics(found, 'norm', "
         "values='log')\n"
     )
     drawn = plots.stream_statistics(found, "norm", values="log", theme=now.theme)
