@@ -12,7 +12,7 @@ from pandas import DataFrame
 from streamlit.testing.v1 import AppTest
 from torch import Tensor
 
-from dashboards.parts.lens import chosen, measured
+from dashboards.parts.lens import chosen, map, measured
 from interp import HookedGPT, lens
 from tests.dashboard.app import array, figure_of, healthy, opened, shown
 from tests.dashboard.browser import Watched
@@ -109,6 +109,28 @@ def test_the_map_is_the_librarys(model: HookedGPT, colour: str, of: str, halves:
         np.testing.assert_allclose(
             array(mine["z"]).astype(float), array(theirs["z"]).astype(float), rtol=1e-5, atol=1e-5
         )
+
+
+def test_what_is_told_of_a_cell_and_marked_in_it(model: HookedGPT) -> None:
+    at = opened(PAGE)
+    now = shown(at)
+    tokens = model.to_tokens(PROMPT)
+    _, cache = run(model, tokens)
+    found = lens.logit_lens(model, cache, now.target, now.foil, k=10).isel(prompt=0)
+    cell = chosen.Cell(found.isel(pos=slice(3, 13)), 2, 7, 3, 13, "target_rank", is_next=False, halves=False)
+    own = by_hand(model, cache["resid_pre", 2][0])[7]
+    p, said = own.softmax(-1), map._said(now, cell)[2][4]
+    best = int(p.argmax())
+    assert said.startswith(f"before layer 2, 7 {now.labels[7]}\n{float(p[best]):.3f} ")
+    assert f"target {float(p[now.target]):.3g}, rank {int((p > p[now.target]).sum())}" in said
+    assert f"logit difference {float(own[now.target] - own[now.foil]):+.3g}" in said
+    for row, marks in enumerate(map._right(now, cell)):
+        right = [int(found.token_id[row, pos, 0]) == int(tokens[0, pos + 1]) for pos in range(3, 12)]
+        assert [mark == "✓" for mark in marks] == [*right, False]
+    assert any("✓" in marks for marks in map._right(now, cell))
+    z, look = map._look(now, cell, "target_rank")
+    assert z[2, 4] == pytest.approx(-np.log10(1 + int((p > p[now.target]).sum())))
+    assert look["scale"].high == 0
 
 
 def test_the_last_row_is_held_against_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
