@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,16 @@ LAYERS = [
 ]
 
 
+@cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+@cache
 def imports_of(file: Path) -> set[str]:
     """The parts of `interp` that a file imports."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(tree_of(file)):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -61,7 +68,7 @@ def test_parts_of_one_layer_do_not_go_round_in_a_circle() -> None:
 
 def test_imports_stand_at_the_top() -> None:
     for file in (ROOT / "interp").rglob("*.py"):
-        tree = ast.parse(file.read_text())
+        tree = tree_of(file)
         inside = [n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)]
         late = [
             n for n in inside if isinstance(n, ast.Import) or (isinstance(n, ast.ImportFrom) and n.module != "xarray")

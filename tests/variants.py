@@ -92,5 +92,10 @@ def quick_of(values: Iterable[Any], *quick: Any) -> list[Any]:
     return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
+# Between them they have nearly all that the others have: these go through what every variant does, the others when
+# there is time.
+EACH = quick_of(VARIANTS, "gpt2", "llama", "gptj", "post", "gemma2")
+
+
 def some_tokens(n_rows: int = 3, n_pos: int = 7, d_vocab: int = SIZES["d_vocab"]) -> torch.Tensor:
     return torch.randint(0, d_vocab, (n_rows, n_pos), generator=torch.Generator().manual_seed(2))

@@ -7,6 +7,7 @@ import torch
 
 from interp import HookedGPT, heads, metrics, plots
 from interp.heads import HeadCard
+from interp.heads import null as nulls
 from interp.interventions import Ablate, Site
 from interp.weights import composition_scores, ov_circuit, qk_circuit
 from interp.zoo import planted
@@ -113,7 +114,8 @@ def test_a_card_is_saved_and_loaded_whole(tmp_path: Path) -> None:
         HeadCard.load(tmp_path / "scores.nc")
 
 
-def test_models_without_a_tokenizer_have_cards_too() -> None:
+def test_models_without_a_tokenizer_have_cards_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nulls, "_HEADS", 100)
     circuit = planted.induction(d_vocab=30, n_ctx=40)
     layer, head = int(circuit.roles["induction"][1]), int(circuit.roles["induction"][3:])
     found = heads.head_card(circuit.model, layer, head, circuit.sample(20).tokens, k=3, progress=False)

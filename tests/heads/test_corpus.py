@@ -14,7 +14,7 @@ from interp.passages import passages
 from interp.tokenization import Tokenizer
 from tests.heads.by_hand import loop
 from tests.peak_memory import peak_bytes
-from tests.variants import VARIANTS, some_tokens, variant
+from tests.variants import VARIANTS, quick_of, some_tokens, variant
 
 PER_HEAD = ("by_offset", "itself", "previous", "first", "entropy", "relative_entropy", "by_class", "by_query_class")
 
@@ -53,8 +53,8 @@ def assert_is_the_loops(found: Dataset, model: HookedGPT, corpus: Any, atol: flo
     assert n_seen > 60
 
 
-@pytest.mark.parametrize("at_once", [1, 60, 2**19])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("at_once", quick_of([1, 60, 2**19], 60))
+@pytest.mark.parametrize("name", quick_of(VARIANTS, "gpt2", "gemma2", "encoder"))
 def test_every_number_is_that_of_a_loop(name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("interp.heads.corpus._AT_ONCE", {"cpu": at_once})
     model, corpus = variant(name), texts(7, 15, 1)
@@ -75,7 +75,7 @@ def test_with_a_tokenizer_keys_and_queries_have_classes(name: str) -> None:
     np.testing.assert_allclose(found["class_share"].sum("key_class"), 1)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "encoder"])
+@pytest.mark.parametrize("name", quick_of(["gpt2", "llama", "qwen3", "encoder"], "qwen3"))
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_neither_the_batch_nor_its_padding_changes_anything(name: str, batch_size: int) -> None:
     model, corpus = variant(name), texts(11, 3, 8, 1, 30, 5)
@@ -101,7 +101,7 @@ def shifted(scores: torch.Tensor, hook: Any) -> torch.Tensor:
     return scores * 0.3
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "encoder"])
+@pytest.mark.parametrize("name", quick_of(["gpt2", "gemma2", "encoder"], "gemma2"))
 @pytest.mark.parametrize(
     ("point", "edit"),
     [("hook_pattern", only_itself), ("hook_attn_scores", shifted), ("hook_z", lambda z, hook: z.flip(-1))],
@@ -143,16 +143,20 @@ def test_a_known_head_is_seen() -> None:
     assert float(found["by_offset"].max("head").max("layer").sel(offset=2)) < 0.5
 
 
-def test_the_memory_does_not_grow_with_the_corpus() -> None:
-    model = HookedGPT.from_pretrained("stdlib-4l")
-    corpus = zoo.standard_library(tokens=60_000)
+@pytest.mark.parametrize(
+    ("name", "n_tokens"), [("gpt2", 400), pytest.param("stdlib-4l", 12_000, marks=pytest.mark.slow)]
+)
+def test_the_memory_does_not_grow_with_the_corpus(name: str, n_tokens: int) -> None:
+    model = variant(name) if name in VARIANTS else HookedGPT.from_pretrained(name)
+    corpus = texts(5 * n_tokens) if name in VARIANTS else zoo.standard_library(tokens=5 * n_tokens)
+    n_ctx = min(128, model.cfg.n_ctx)
 
-    def read() -> Iterator[str]:
+    def read() -> Iterator[Any]:
         yield from corpus
 
-    statistics(model, "import os")
-    few = peak_bytes(lambda: statistics(model, read(), max_tokens=12_000, n_ctx=128))
-    many = peak_bytes(lambda: statistics(model, read(), max_tokens=60_000, n_ctx=128))
+    statistics(model, read(), max_tokens=n_ctx)
+    few = peak_bytes(lambda: statistics(model, read(), max_tokens=n_tokens, n_ctx=n_ctx))
+    many = peak_bytes(lambda: statistics(model, read(), max_tokens=5 * n_tokens, n_ctx=n_ctx))
     assert many < 1.02 * few
 
 

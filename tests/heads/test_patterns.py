@@ -8,14 +8,14 @@ import torch
 from interp import HookedGPT
 from interp.heads import patterns
 from interp.interventions import Site, Steer
-from tests.variants import VARIANTS, some_tokens, variant
+from tests.variants import EACH, some_tokens, variant
 
 LEFT = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7, [0, 1, 1, 1, 1, 1, 1]])
 MASKS = {"whole": None, "left": LEFT, "right": LEFT.flip(1)}
 
 
 @pytest.mark.parametrize("padding", MASKS)
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EACH)
 def test_every_pattern_is_that_of_the_pass(name: str, padding: str) -> None:
     model, tokens = variant(name), some_tokens()
     found = patterns(model, tokens, attention_mask=MASKS[padding])

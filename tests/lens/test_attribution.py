@@ -10,7 +10,7 @@ from interp import HookedGPT
 from interp.cache import ActivationCache
 from interp.lens import direct_logit_attribution
 from interp.lens.attribution import By
-from tests.variants import VARIANTS, some_tokens, variant
+from tests.variants import EACH, VARIANTS, some_tokens, variant
 
 WAYS: list[By] = ["component", "layer", "head", "neuron", "source_position"]
 
@@ -32,7 +32,7 @@ def ways(model: HookedGPT) -> list[By]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EACH)
 def test_the_parts_sum_to_the_models_own_logit(name: str, dtype: torch.dtype) -> None:
     model, mask = variant(name, dtype), padding()
     cache, logits = cached(model, mask), model(some_tokens(), attention_mask=mask).detach()

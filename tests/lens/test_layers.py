@@ -9,7 +9,7 @@ from interp import HookedGPT
 from interp.lens import layers, logit_lens
 from interp.tokenization import Tokenizer
 from tests.lens.test_attribution import padding
-from tests.variants import VARIANTS, some_tokens, variant
+from tests.variants import EACH, some_tokens, variant
 
 
 def by_hand(model: HookedGPT, stream: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def by_hand(model: HookedGPT, stream: Tensor) -> Tensor:
     return (logits if cap is None else cap * (logits / cap).tanh()).softmax(-1)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EACH)
 def test_each_layer_is_the_stream_read_by_hand(name: str) -> None:
     model, mask = variant(name, torch.float64), padding()
     logits, cache = model.run_with_cache(some_tokens(), attention_mask=mask)

@@ -4,10 +4,10 @@ import torch
 
 from interp.lens import stream_statistics
 from tests.lens.test_attribution import padding
-from tests.variants import VARIANTS, some_tokens, variant
+from tests.variants import EACH, some_tokens, variant
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EACH)
 def test_each_number_is_its_definition(name: str) -> None:
     model = variant(name, torch.float64)
     _, cache = model.run_with_cache(some_tokens(), attention_mask=padding())

@@ -14,7 +14,7 @@ from interp.memories import knowledge_neurons, memory_attribution, memory_sites,
 from interp.results import labelled
 from interp.zoo import planted
 from interp.zoo.planted.memories import FACTS
-from tests.variants import some_tokens, variant
+from tests.variants import quick_of, some_tokens, variant
 
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0]])
 LAST = [6, 6, 4]
@@ -26,7 +26,7 @@ def probability(model: HookedGPT, answer: int, **kwargs: Any) -> Tensor:
     return logits[range(3), LAST].softmax(-1)[:, answer]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gptj", "post", "gemma2"])
+@pytest.mark.parametrize("name", quick_of(["gpt2", "llama", "gptj", "post", "gemma2"], "llama"))
 def test_each_attribution_is_the_coefficient_times_the_mean_slope_on_the_way(name: str) -> None:
     model = variant(name, torch.float64)
     cache = model.run_with_cache(some_tokens(), attention_mask=MASK)[1]
@@ -111,7 +111,7 @@ def paraphrases(fact: int, n: int = 6) -> Tensor:
     return torch.cat((before, torch.tensor(FACTS[fact][:2]).expand(n, 2)), 1)
 
 
-@pytest.mark.parametrize("fact", [0, 5])
+@pytest.mark.parametrize("fact", quick_of([0, 5], 5))
 def test_the_planted_memory_of_a_fact_is_found_and_is_its_cause(fact: int) -> None:
     made = planted.memories(distractor_neurons=24)
     model, answer = made.model, FACTS[fact][2]

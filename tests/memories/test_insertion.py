@@ -13,7 +13,7 @@ from interp.memories import Search, insert, key_covariance, report
 from interp.zoo import planted
 from interp.zoo.planted.memories import FACTS
 from tests.memories.test_writing import bits, changed
-from tests.variants import VARIANTS, some_tokens, variant
+from tests.variants import VARIANTS, quick_of, some_tokens, variant
 
 WITH_MLP = [name for name in VARIANTS if not VARIANTS[name].get("attn_only")]
 WHERE = torch.tensor([6, 2, 4])
@@ -28,7 +28,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", WITH_MLP)
+@pytest.mark.parametrize("name", quick_of(WITH_MLP, "gpt2", "post", "gemma2"))
 def test_the_key_gives_the_value_and_keys_apart_from_it_what_they_gave(name: str) -> None:
     model = variant(name, torch.float64)
     before, mlp, value = bits(model), model.blocks[1].mlp, random(14)
@@ -63,7 +63,9 @@ def test_behind_the_subject_the_mlp_puts_out_the_value(name: str) -> None:
     torch.testing.assert_close(added, expected)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gptj", "olmo2", "sandwich", "post", "gemma2"])
+@pytest.mark.parametrize(
+    "name", quick_of(["gpt2", "llama", "gptj", "olmo2", "sandwich", "post", "gemma2"], "post", "sandwich")
+)
 def test_the_model_then_says_what_the_search_saw(name: str) -> None:
     model = variant(name, torch.float64)
     one = some_tokens()[:1]  # in the last layer, at the last position: nothing else is reached

@@ -11,7 +11,7 @@ from interp.tokenization import Tokenizer
 from interp.zoo.planted import memories
 from interp.zoo.planted.memories import FACTS
 from tests.memories.scanned import model_of, scanned
-from tests.variants import variant
+from tests.variants import quick_of, variant
 
 
 @pytest.mark.parametrize("norm", [None, "RMS"])
@@ -70,8 +70,8 @@ def test_a_planted_key_loses_all_without_one_of_its_tokens_and_nothing_without_a
     assert (result.change.sel(removed="random") == 0).any()
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("name", quick_of(["llama", "gpt2"], "llama"))
+@pytest.mark.parametrize("batch_size", quick_of([1, 7, 64], 7))
 def test_changes_are_those_of_runs_one_by_one(name: str, batch_size: int) -> None:
     model = model_of(name)
     found = scanned(model)
@@ -89,7 +89,7 @@ def test_changes_are_those_of_runs_one_by_one(name: str, batch_size: int) -> Non
                     continue
 
                 def m(tokens: list[int], layer: int = layer, neuron: int = neuron) -> float:
-                    _, cache = model.run_with_cache(torch.tensor([tokens]))
+                    _, cache = model.run_with_cache(torch.tensor([tokens]), None, names_filter="*mlp.hook_post")
                     return cache["post", layer][0, -1, neuron].item()
 
                 base = m(prefix)

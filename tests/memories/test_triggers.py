@@ -22,7 +22,7 @@ from interp.zoo.planted import memories
 from interp.zoo.planted.memories import FACTS, Fact
 from tests.memories.scanned import D_VOCAB, N_CTX, corpus, largest, model_of, one_of_several, same, scanned
 from tests.peak_memory import peak_bytes
-from tests.variants import variant
+from tests.variants import quick_of, variant
 
 ROOT = Path(__file__).parents[2]
 MODELS = ["gpt2", "llama", "relu2", "post", "gptj"]
@@ -50,8 +50,8 @@ def coefficients(model: HookedGPT, sign: int = 1) -> tuple[torch.Tensor, list[An
     return sign * torch.cat(found), contexts, place, document
 
 
-@pytest.mark.parametrize("per", ["document", "position"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("per", quick_of(["document", "position"], "document"))
+@pytest.mark.parametrize("name", quick_of(MODELS, "llama"))
 @pytest.mark.parametrize("sign", [1, -1])
 def test_triggers_are_those_of_a_sort(name: str, per: str, sign: int) -> None:
     model = model_of(name)
@@ -80,12 +80,12 @@ def test_triggers_are_those_of_a_sort(name: str, per: str, sign: int) -> None:
 
 
 @pytest.mark.parametrize("per", ["document", "position"])
-@pytest.mark.parametrize("batch_size", [1, 2, 100])
+@pytest.mark.parametrize("batch_size", quick_of([1, 2, 100], 2))
 def test_nothing_depends_on_the_batch_size(batch_size: int, per: str) -> None:
     same(scanned(batch_size=batch_size, per=per), scanned(per=per))
 
 
-@pytest.mark.parametrize("facts", [FACTS, MANY, pytest.param(VERY_MANY, marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize("facts", quick_of([FACTS, MANY, VERY_MANY], FACTS), ids=len)
 @pytest.mark.parametrize("norm", [None, "RMS"])
 def test_every_planted_key_is_fired_by_its_two_tokens(facts: tuple[Fact, ...], norm: Any) -> None:
     d_vocab = 1 + max(max(fact) for fact in facts)
@@ -182,6 +182,7 @@ def test_a_folder_holds_the_scan(tmp_path: Path, per: str) -> None:
     same(Triggers.load(tmp_path / "copy"), found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_batches", [1, 4, 9])
 def test_a_scan_killed_in_the_middle_goes_on_where_it_stood(tmp_path: Path, n_batches: int, monkeypatch: Any) -> None:
     command = [sys.executable, "-m", "tests.memories.scanned", str(tmp_path), str(n_batches)]
@@ -203,6 +204,7 @@ def test_a_scan_killed_in_the_middle_goes_on_where_it_stood(tmp_path: Path, n_ba
     same(found, scanned())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [-1, 1])
 def test_processes_share_the_corpus(tmp_path: Path, failing: int) -> None:
     meeting = str(tmp_path / "meeting")
@@ -231,7 +233,7 @@ def test_memory_does_not_grow_with_the_corpus(monkeypatch: Any) -> None:
 
         return peak_bytes(lambda: triggers(model, documents(), top=4, reservoir=50, progress=False))
 
-    assert need(2_000) < 1.2 * need(200)
+    assert need(600) < 1.2 * need(60)
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [

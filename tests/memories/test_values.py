@@ -16,7 +16,7 @@ from interp.zoo.planted import Planted, memories
 from interp.zoo.planted.memories import FACTS, Fact
 from tests.memories.scanned import model_of, scanned
 from tests.memories.test_triggers import MANY
-from tests.variants import VARIANTS, variant
+from tests.variants import VARIANTS, quick_of, variant
 
 NORMS = ["final", "gain", None]
 
@@ -38,7 +38,7 @@ def neuron_of(planted: Planted, fact: int) -> int:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("of_model", [None, "RMS", "LN"])
+@pytest.mark.parametrize("of_model", quick_of([None, "RMS", "LN"], "LN"))
 def test_every_planted_value_promotes_its_token(of_model: Any, norm: Any) -> None:
     for facts, planted in (
         (FACTS, memories(norm=of_model, distractor_neurons=3)),

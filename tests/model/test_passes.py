@@ -6,12 +6,12 @@ import torch.nn.functional as F
 
 from interp import GPTConfig, HookedGPT, KVCache
 from tests.peak_memory import peak_bytes, self_check
-from tests.variants import VARIANTS, some_tokens, variant
+from tests.variants import EACH, some_tokens, variant
 
 TOKENS = some_tokens()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EACH)
 def test_a_pass_can_stop_at_a_layer_and_go_on_from_there(name: str) -> None:
     model = variant(name)
     logits, cache = model.run_with_cache(TOKENS)
@@ -81,7 +81,7 @@ def test_recording_one_position_of_one_activation_costs_no_memory() -> None:
     assert queries < plain + 1.1 * 12 * 4 * 128 * 192 * 4, "a cached query does not keep keys and values alive"
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EACH)
 def test_the_last_position_alone_gets_the_logits_that_it_gets_among_all(name: str) -> None:
     model = variant(name, torch.float64)
     tokens, mask = some_tokens(), torch.ones(3, 7, dtype=torch.bool)

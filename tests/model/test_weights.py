@@ -10,7 +10,7 @@ import torch
 
 from interp import HookedGPT
 from interp.model.linear import product
-from tests.variants import VARIANTS, config, some_tokens, variant
+from tests.variants import EACH, config, some_tokens, variant
 
 TOKENS = some_tokens()
 PER_BLOCK = {
@@ -136,7 +136,7 @@ def test_tied_embeddings_stay_tied_through_copies_and_moves() -> None:
     assert empty.W_U.data_ptr() == empty.W_E.data_ptr()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EACH)
 def test_copies_and_state_dicts_give_the_same_logits(name: str) -> None:
     model = variant(name)
     logits = model(TOKENS)
@@ -159,7 +159,7 @@ def test_copies_and_state_dicts_give_the_same_logits(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EACH)
 def test_half_precision_runs_observed_or_not_and_keeps_its_dtype(name: str, dtype: torch.dtype) -> None:
     model = variant(name)
     exact = model(TOKENS)

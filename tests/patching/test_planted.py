@@ -10,6 +10,7 @@ from interp.patching import ablation, activation_patching, attribution_patching,
 from interp.patching.attribution import Method
 from interp.zoo import planted
 from interp.zoo.planted import Examples, Planted
+from tests.variants import quick_of
 
 METHODS: tuple[Method, ...] = ("gradient", "integrated")
 NAMES = [each for each in planted.__all__ if getattr(planted, each).__annotations__.get("return") is Planted]
@@ -50,7 +51,7 @@ def two_runs(of: Planted, n: int = 24) -> tuple[Examples, Tensor]:
     return examples, of.sample(n, seed=2).tokens if of.name == "indirect_object" else examples.corrupted
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", quick_of(NAMES, "induction", "indirect_object", "memories"))
 def test_the_true_nodes_come_above_all_others(name: str) -> None:
     of = getattr(planted, name)(distractor_heads=2, distractor_neurons=6)
     examples, others = two_runs(of)
@@ -86,7 +87,7 @@ def test_two_that_stand_in_for_each_other_are_seen_in_pairs(name: str) -> None:
             assert beyond < -0.3 * whole
 
 
-@pytest.mark.parametrize("name", ["balanced_brackets", "indirect_object", "induction"])
+@pytest.mark.parametrize("name", quick_of(["balanced_brackets", "indirect_object", "induction"], "indirect_object"))
 def test_the_mean_gradient_ranks_them_where_one_gradient_may_not(name: str) -> None:
     of = getattr(planted, name)(distractor_heads=2, distractor_neurons=6)
     examples, others = two_runs(of)

@@ -223,6 +223,7 @@ def test_a_file_changes_no_number_and_a_second_run_computes_nothing(tmp_path: Pa
     assert again.work["rows"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_sweep_killed_in_the_middle_goes_on_as_it_was_planned(tmp_path: Path, dtype: str) -> None:
     path, choices = tmp_path / "sweep", {"dtype": getattr(torch, dtype), "memory": MEMORY}

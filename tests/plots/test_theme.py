@@ -1,43 +1,28 @@
-import subprocess
 import sys
-from pathlib import Path
+from importlib import import_module
 
+import jaxtyping
 import numpy as np
+import pytest
 from xarray import DataArray
 
 from interp import plots
 from interp.plots.theme import broken, seen, visible
 
-ROOT = Path(__file__).parent.parent.parent
+
+def test_without_plotly_one_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "interp.plots")
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    with pytest.raises(
+        ImportError, match=r"^interp.plots draws with plotly, .* not installed: pip install interp\[plots\]$"
+    ):
+        import_module("interp.plots")
 
 
-def run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-
-
-def test_without_plotly_one_message_says_what_to_install() -> None:
-    code = """
-import sys
-sys.modules["plotly"] = None
-import interp
-try:
-    import interp.plots
-except ImportError as error:
-    print(error)
-"""
-    assert run(code).strip() == "interp.plots draws with plotly, which is not installed: pip install interp[plots]"
-
-
-def test_an_unknown_theme_is_named() -> None:
-    code = """
-from xarray import DataArray
-from interp import plots
-try:
-    plots.heatmap(DataArray([[1.0, 2.0]], dims=("layer", "head")), theme="blue")
-except ValueError as error:
-    print(error)
-"""
-    assert run(code).strip() == "theme='blue'; allowed: 'light', 'dark'"
+def test_an_unknown_theme_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no annotations checked
+    with pytest.raises(ValueError, match="theme='blue'; allowed: 'light', 'dark'"):
+        plots.heatmap(DataArray(np.eye(2), dims=("layer", "head")), theme="blue")  # type: ignore[arg-type]
 
 
 def test_tokens_are_shown_as_text_with_their_spaces() -> None:

@@ -7,7 +7,7 @@ from interp import HookedGPT
 from interp.model.rotary import rotation
 from interp.weights import effective_embedding, ov_circuit, positional_qk, qk_circuit, stream
 from interp.zoo import planted
-from tests.variants import SIZES, VARIANTS, some_tokens, variant
+from tests.variants import EACH, SIZES, VARIANTS, some_tokens, variant
 from tests.weights import by_hand
 
 close = torch.testing.assert_close
@@ -15,7 +15,7 @@ DTYPES = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EACH)
 def test_circuits_are_the_products_written_out(name: str, dtype: torch.dtype) -> None:
     model, tol = variant(name, dtype), DTYPES[dtype]
     on_stream, between = ov_circuit(model), ov_circuit(model, vocab=True)

@@ -68,7 +68,9 @@ def name(value: Any) -> str:
     return getattr(value, "__name__", str(value))
 
 
-every_model = pytest.mark.parametrize("make", MODELS, ids=name)
+# Between them they have every kind of circuit: one head, two in a row, two side by side.
+QUICK: list[Make] = [planted.k_back, planted.both, planted.induction, planted.copy_suppression, planted.indirect_object]
+every_model = pytest.mark.parametrize("make", quick_of(MODELS, *QUICK), ids=name)
 both_kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -120,7 +122,7 @@ def check_edges(trial: Trial) -> None:
 
 
 @pytest.mark.parametrize("seed", quick_of([0, 1], 0))
-@pytest.mark.parametrize("make", [*MODELS, *SMALLEST, *OTHERS], ids=name)
+@pytest.mark.parametrize("make", quick_of([*MODELS, *SMALLEST, *OTHERS], *MODELS), ids=name)
 def test_every_question_is_answered(make: Make, seed: int) -> None:
     model = make(seed=seed)
     examples = model.sample(1_000, seed=seed)
@@ -163,7 +165,7 @@ def test_distractors_change_few_answers(make: Make, seed: int, norm: str | None)
 
 
 @both_kinds
-@pytest.mark.parametrize("make", quick_of([*MODELS, *SMALLEST], *MODELS), ids=name)
+@pytest.mark.parametrize("make", quick_of([*MODELS, *SMALLEST], *QUICK), ids=name)
 def test_the_truth_is_what_the_model_needs(make: Make, kind: str) -> None:
     trial = Trial(make(), kind)
     check_nodes(trial)

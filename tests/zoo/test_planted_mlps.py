@@ -42,7 +42,9 @@ OTHER_SIZES: dict[str, Make] = {
     "balanced_brackets": partial(balanced_brackets, n_brackets=16),
 }
 BOTH_SIZES = [*MODELS.values(), *OTHER_SIZES.values()]
-names = pytest.mark.parametrize("make", MODELS.values(), ids=list(MODELS))
+names = pytest.mark.parametrize(
+    "make", quick_of(MODELS.values(), greater_than, memories, balanced_brackets), ids=list(MODELS)
+)
 kinds = pytest.mark.parametrize("kind", ["zero", "resample"])
 extras = pytest.mark.parametrize(
     "extra", quick_of([DISTRACTORS, {"norm": "RMS"}], DISTRACTORS), ids=["with distractors", "behind a norm"]

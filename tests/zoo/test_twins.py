@@ -8,7 +8,7 @@ from interp.tokenization import Tokenizer
 from interp.training import repeated_tokens
 from interp.training.measures import head_scores
 from interp.zoo import planted, shuffled
-from tests.variants import VARIANTS, config, some_tokens, variant
+from tests.variants import EACH, config, some_tokens, variant
 
 NAMED = ("W_E", "W_pos", "W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out", "W_U")
 BIASES = ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out", "b_U")
@@ -27,7 +27,7 @@ def named(model: HookedGPT) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", list(VARIANTS))
+@pytest.mark.parametrize("name", EACH)
 def test_every_matrix_keeps_its_entries_in_another_order(name: str) -> None:
     model = variant(name)
     before = {key: weight.clone() for key, weight in model.state_dict().items()}
