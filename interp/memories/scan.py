@@ -27,7 +27,8 @@ _AT_ONCE = {"cpu": 128}  # positions whose coefficients stay in the processor's 
 _KEYS_AT_ONCE = 2**10  # whose candidates are compared in pairs
 _UNSETTLED = {"cpu": 2**21, "cuda": 2**24}  # rows times keys that wait to be joined to what is kept
 _ROWS = 2**9  # that wait, at most
-_COMPACTED = 2**16  # kept contexts that are looked through for those that no key needs any more
+_COMPACTED = 2**14  # kept contexts that are looked through for those that no key needs any more
+_PARTS = 16  # of them: small tensors among large ones that come and go would keep these from being given back
 N_LEVELS, LOWEST = 32, -16  # a histogram's: sizes from 2**LOWEST on, each twice the one before
 
 State = dict[str, Tensor]
@@ -271,6 +272,8 @@ class Contexts:
         around = F.pad(batch.tokens.masked_fill(~batch.real, -1), (BEFORE, AFTER), value=-1)
         window = around.unfold(1, BEFORE + 1 + AFTER, 1)[row, column].int()
         self._parts.append([batch.place[row, column], batch.document[row], batch.start[row] + column, window])
+        if len(self._parts) > _PARTS:
+            self._parts = [list(self.state().values())]
 
     def keep(self, places: Int[Tensor, " place"]) -> None:
         """Forget all but these places."""
