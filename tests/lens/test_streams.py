@@ -30,7 +30,7 @@ def test_each_number_is_its_definition(name: str) -> None:
             np.testing.assert_allclose(one.cosine_before, wanted)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EACH)
 def test_the_final_scale_of_the_final_stream_is_that_of_the_final_norm(name: str) -> None:
     model = variant(name, torch.float64)
     _, cache = model.run_with_cache(some_tokens())
