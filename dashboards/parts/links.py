@@ -1,6 +1,7 @@
 """Links and state files: what is on show, for somebody else, pinned to the weights that it was seen on."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,6 +72,11 @@ def read_link() -> None:
     """Once a session, before anything is drawn: what the link that opened it asks for, and what of it is not here."""
     if "_asked" in st.session_state:
         return
+    numbers = [name for name, kind in FIELDS.items() if kind is int and name in st.query_params]
+    if wrong := [name for name in numbers if not re.fullmatch(r"-?\d{1,9}", st.query_params[name])]:
+        for name in wrong:
+            del st.query_params[name]
+        st.rerun()  # what streamlit takes for a field from the link is settled before a run; it fails on 1e999
     asked = st.query_params.to_dict()
     st.session_state["_asked"] = asked.get("model", models.DEFAULT), asked.get("fp")
     if "model" in asked and asked["model"] not in models.names():

@@ -76,6 +76,7 @@ def _number(label: str, key: str, n: int, where: str) -> int | None:
     )
 
 
+st.title("Memories")
 if chosen().model.cfg.attn_only:
     st.info(
         "This model has attention alone: no MLP, and so no memories. Its heads are on the page Heads.",
