@@ -37,7 +37,7 @@ class Cell:
         return self.pos - self.first
 
     @property
-    def layers(self) -> list[float]:
+    def layers(self) -> list[int | float]:
         return self.found.layer.values.tolist()
 
     @property
