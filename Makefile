@@ -29,6 +29,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.bench.heads
 	$(BIN)/python -m tests.bench.memories
 	$(BIN)/python -m tests.bench.weights
+	$(BIN)/python -m tests.bench.dashboard
 
 # torch first and pinned: asked for by range, it could arrive as another build, gigabytes larger.
 $(INSTALLED): pyproject.toml constraints.txt
