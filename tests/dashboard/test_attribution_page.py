@@ -233,6 +233,25 @@ def test_a_click_on_a_head_opens_it(dashboard: str, new_page: Callable[..., Watc
 
 @pytest.mark.browser
 @pytest.mark.slow
+def test_a_click_on_a_neuron_opens_its_memory(dashboard: str, new_page: Callable[..., Watched]) -> None:
+    at = opened(PAGE, q="7")
+    name = frame(at, "neuron")["neuron"].to_list()[1]
+    layer, neuron = name.removeprefix("L").split("N")
+    watched = new_page(height=1600)
+    page = watched.open(f"{dashboard}/attribution?q=7")
+    table = page.locator(".st-key-neurons .dvn-scroller")
+    table.wait_for()
+    table.click(position={"x": 60, "y": 35 + 35 + 17})
+    page.wait_for_url("**/memories*")
+    page.locator('input[aria-label="Neuron"]').wait_for()
+    watched.idle()
+    assert page.locator('input[aria-label="Neuron"]').input_value() == neuron
+    for part in (f"mlp_layer={layer}", f"neuron={neuron}", "q=7"):
+        assert (part in page.url) == (part not in ("mlp_layer=0", "neuron=0"))
+
+
+@pytest.mark.browser
+@pytest.mark.slow
 def test_a_source_is_clicked_and_hostile_tokens_are_words(dashboard: str, new_page: Callable[..., Watched]) -> None:
     watched = new_page("dark", 800)
     fired = list[str]()
