@@ -80,7 +80,8 @@ def draw_heads(now: Chosen, found: Attribution, frozen: bool) -> tuple[int, int]
     )
     st.caption(f"What each head adds; together {values.sum():+.4g}. A click opens the head on the page Heads.")
     code = opening(now, "heads", "plots") + (
-        f"found = heads.direct_effects(model, tokens, {_answer(now, frozen)}, pos={now.q})\n"
+        "_, cache = model.run_with_cache(tokens)\n"
+        f"found = heads.direct_effects(model, cache, {_answer(now, frozen)}, pos={now.q})\n"
         "fig = plots.heatmap(found, scale='diverging')\n"
     )
     table = pd.DataFrame(values, [f"L{i}" for i in range(n_layers)], [f"H{j}" for j in range(n_heads)])

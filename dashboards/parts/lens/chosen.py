@@ -37,8 +37,8 @@ class Cell:
         return self.pos - self.first
 
     @property
-    def layers(self) -> list[int | float]:
-        return self.found.layer.values.tolist()
+    def layers(self) -> list[float]:
+        return self.found.layer.values.astype(float).tolist()
 
     @property
     def one(self) -> Dataset:
