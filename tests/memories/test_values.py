@@ -10,27 +10,40 @@ import pytest
 import torch
 
 from interp import HookedGPT
-from interp.memories import Triggers, agreement, key_statistics, key_tokens, promoted, promoters, suppressed, triggers
+from interp.memories import agreement, key_statistics, key_tokens, promoted, promoters, suppressed, triggers
 from interp.memories.values import read_off
 from interp.zoo.planted import Planted, memories
 from interp.zoo.planted.memories import FACTS, Fact
 from tests.memories.scanned import model_of, scanned
-from tests.memories.test_triggers import MANY
+from tests.memories.test_triggers import MANY, VERY_MANY
 from tests.variants import VARIANTS, quick_of, variant
 
 NORMS = ["final", "gain", None]
 
 
-def followed(facts: tuple[Fact, ...], d_vocab: int, n: int = 400, n_pos: int = 12) -> torch.Tensor:
+def vocabulary(facts: tuple[Fact, ...]) -> int:
+    return 1 + max(max(fact) for fact in facts)
+
+
+def followed(facts: tuple[Fact, ...], n_pos: int = 12) -> torch.Tensor:
     """Random rows in which every fact's a and b are followed by its c."""
-    draw = torch.Generator().manual_seed(0)
+    draw, d_vocab = torch.Generator().manual_seed(0), vocabulary(facts)
     after = {(a, b): c for a, b, c in facts}
-    rows = torch.randint(0, d_vocab, (n, n_pos), generator=draw)
+    rows = torch.randint(0, d_vocab, (max(400, d_vocab**2), n_pos), generator=draw)
     for i, row in enumerate(rows.tolist()):
         for pos in range(2, n_pos):
             row[pos] = after.get((row[pos - 2], row[pos - 1]), row[pos])
         rows[i] = torch.tensor(row)
     return rows
+
+
+def dealt(tokens: torch.Tensor) -> tuple[float, float]:
+    """The rate at which tokens dealt to one another's places come to their own again: its mean and standard deviation
+    (Hoeffding, 1951)."""
+    same = (tokens[:, None] == tokens).double()
+    apart = same - same.mean(0) - same.mean(1, keepdim=True) + same.mean()
+    n = len(tokens)
+    return same.mean().item(), (apart.square().sum() / (n - 1)).sqrt().item() / n
 
 
 def neuron_of(planted: Planted, fact: int) -> int:
@@ -39,18 +52,18 @@ def neuron_of(planted: Planted, fact: int) -> int:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("of_model", quick_of([None, "RMS", "LN"], "LN"))
-def test_every_planted_value_promotes_its_token(of_model: Any, norm: Any) -> None:
-    for facts, planted in (
-        (FACTS, memories(norm=of_model, distractor_neurons=3)),
-        (MANY, memories(MANY, d_vocab=16, norm=of_model, distractor_neurons=3)),
-    ):
-        every = promoted(planted.model, 0, k=3, norm=norm)
-        for i, (_, _, c) in enumerate(facts):
-            neuron = neuron_of(planted, i)
-            assert every.token_id[neuron, 0] == c
-            one = promoted(planted.model, 0, neuron, k=3, norm=norm)
-            assert one.token_id[0] == c
-            assert one.probability[0] > one.probability[1]
+@pytest.mark.parametrize("facts", quick_of([FACTS, MANY, VERY_MANY], FACTS, MANY), ids=len)
+def test_every_planted_value_promotes_its_token(facts: tuple[Fact, ...], of_model: Any, norm: Any) -> None:
+    planted = memories(facts, d_vocab=vocabulary(facts), norm=of_model, distractor_neurons=9)
+    up = promoted(planted.model, 0, k=3, norm=norm)
+    negated = suppressed(planted.model, 0, k=1, norm=norm, sign=-1)
+    for i, (_, _, c) in enumerate(facts):
+        neuron = neuron_of(planted, i)
+        assert up.token_id[neuron, 0] == c
+        assert up.probability[neuron, 0] > up.probability[neuron, 1]
+        assert negated.token_id[neuron, 0] == c
+        if i < 8:
+            assert promoted(planted.model, 0, neuron, k=3, norm=norm).equals(up.isel(neuron=neuron))
             assert suppressed(planted.model, 0, neuron, k=1, norm=norm, sign=-1).token_id[0] == c
 
 
@@ -136,27 +149,37 @@ def matched(model: HookedGPT, where: str) -> list[str]:
     return [where] if any(fnmatch(name, where) for name in model.hook_dict) else []
 
 
-@pytest.mark.parametrize(("facts", "d_vocab"), [(FACTS, 8), (MANY, 16)])
 @pytest.mark.parametrize("norm", [None, "RMS"])
-def test_values_agree_where_their_token_follows_and_by_chance_once_shuffled(
-    facts: tuple[Fact, ...], d_vocab: int, norm: Any
+@pytest.mark.parametrize("facts", quick_of([FACTS, MANY, VERY_MANY], FACTS), ids=len)
+def test_values_agree_where_their_token_follows_and_by_chance_where_they_were_dealt(
+    facts: tuple[Fact, ...], norm: Any
 ) -> None:
-    planted = memories(facts, d_vocab=d_vocab, norm=norm)
-    model, corpus = planted.model, followed(facts, d_vocab)
-    found = triggers(model, corpus, 0, progress=False)
-    result = agreement(model, found)
+    planted, corpus = memories(facts, d_vocab=vocabulary(facts), norm=norm), followed(facts)
+    model, W_out = planted.model, planted.model.blocks[0].mlp.W_out
+
+    def agreed() -> Any:
+        return agreement(model, triggers(model, corpus, 0, batch_size=100, progress=False))
+
+    result = agreed()
     assert result.rate.item() == 1
     assert result.n_keys.item() == len(facts)
     assert (result.next_rank == 0).all()
     assert result.median_rank.item() == 0
-    counts = torch.bincount(torch.tensor([c for _, _, c in facts])).double()
-    assert result.chance.item() == pytest.approx((counts.square().sum() / len(facts) ** 2).item())
-    rates = []
-    for seed in range(100):
+    promised = torch.empty(len(facts), dtype=torch.long)
+    promised[[neuron_of(planted, i) for i in range(len(facts))]] = torch.tensor([c for _, _, c in facts])
+    chance, error = dealt(promised)
+    assert result.chance.item() == pytest.approx(chance)
+    own, rates = W_out.detach().clone(), []
+    for seed in range(12 if len(facts) < 100 else 3):
         order = torch.randperm(len(facts), generator=torch.Generator().manual_seed(seed))
-        twin = Triggers(found.about, found.tensors | {"at": found.at[:, order]}, model)
-        rates.append(agreement(model, twin).rate.item())
-    assert sum(rates) / 100 == pytest.approx(result.chance.item(), abs=0.04)
+        with torch.no_grad():
+            W_out.copy_(own[order])  # each key has another's value: nothing follows from what fires it
+        twin = agreed()
+        assert twin.chance.item() == pytest.approx(chance)
+        assert twin.rate.item() == pytest.approx((promised[order] == promised).double().mean().item())
+        rates.append(twin.rate.item())
+    assert abs(sum(rates) / len(rates) - chance) < 4 * error / len(rates) ** 0.5
+    assert chance + 4 * error < 1, "they can be told apart"
 
 
 def test_agreement_is_what_a_loop_over_keys_counts() -> None:
