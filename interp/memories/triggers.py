@@ -15,12 +15,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.hooks import HookPoint
-from interp.loading.files import open_safetensors, replacing
+from interp.loading.files import replacing
+from interp.memories.folder import FORMAT, RESULT, Folder, parts, read, write
 from interp.memories.scan import BEFORE, Batch, Contexts, Histogram, Largest, Reservoir, State
 from interp.model import HookedGPT
 from interp.passages import Corpus, Passage, passages
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 else:
     Dataset = Any
 
-_FORMAT = {"format": "interp triggers", "version": 1}
-_FILE, _UNFINISHED = "triggers.safetensors", "unfinished"
 _EVERY = 20.0  # seconds between two saved states
 _ANOTHER_CORPUS = (
     "the folder belongs to a scan of another corpus: give the one that it was begun with, or another folder"
@@ -151,18 +149,18 @@ class Triggers:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write all of it to a folder: a safetensors file, which has in its header what `triggers.json` shows."""
-        _write(Path(folder), _FILE, self.tensors, self.about)
+        write(Path(folder), RESULT, self.tensors, self.about)
         with replacing(Path(folder) / "triggers.json") as shown:
             shown.write_text(json.dumps(self.about, indent=1))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], model: HookedGPT | None = None) -> "Triggers":
         """What a scan left in a folder, memory-mapped. With the model that was scanned, tokens are told as texts."""
-        file = Path(folder) / _FILE
+        file = Path(folder) / RESULT
         if not file.is_file():
-            begun = " (the scan that it holds has not ended)" if _parts(Path(folder)) else ""
+            begun = " (the scan that it holds has not ended)" if parts(Path(folder)) else ""
             raise FileNotFoundError(f"no file {file}{begun}")
-        about, tensors = _read(file)
+        about, tensors = read(file)
         if model is not None and about["model"] != model.fingerprint():
             raise ValueError(f"{folder} is of another model, {about['model']}; this one is {model.fingerprint()}")
         return cls(about, tensors, model)
@@ -207,16 +205,16 @@ def triggers(
     if folder is not None and model.is_observed():
         raise ValueError("folder= is for the model as it is: what hooks or edits around the scan do is not known later")
     width = model.cfg.n_ctx if n_ctx is None else n_ctx
-    about = _FORMAT | {"model": model.fingerprint(), "layers": layers, "top": top, "per": per, "sign": sign}
+    about = FORMAT | {"model": model.fingerprint(), "layers": layers, "top": top, "per": per, "sign": sign}
     about |= {"n_ctx": width, "max_tokens": max_tokens, "reservoir": reservoir, "histogram": histogram, "seed": seed}
     about["bos"] = n_bos = n_bos_of(model, corpus)
     rank, size = (dist.get_rank(), dist.get_world_size()) if _is_shared() else (0, 1)
     scan = _Scan(model, about, n_bos, rank, size)
-    kept = None if folder is None else _Folder(Path(folder), about, rank, size)
+    kept = None if folder is None else Folder(Path(folder), about, rank, size)
     failure: Exception | None = None
     try:
-        read = passages(model, corpus, width, batch_size * size, max_tokens)
-        found = scan.run(read, kept, max_tokens, progress and rank == 0)
+        rows = passages(model, corpus, width, batch_size * size, max_tokens)
+        found = scan.run(rows, kept, max_tokens, progress and rank == 0)
     except Exception as error:
         failure, found = error, None
     if size > 1 and found is None:
@@ -226,7 +224,7 @@ def triggers(
     if found is None:
         found = Triggers(*scan.result(), model)
         if kept is not None and rank == 0:
-            found.save(kept.folder)
+            found.save(kept.path)
     if kept is not None and rank == 0:
         kept.clear()
     return found
@@ -253,29 +251,32 @@ class _Scan:
         return [each for each in (self.largest, self.contexts, self.reservoir, self.histogram) if each is not None]
 
     def run(
-        self, read: Iterator[Passage], kept: "_Folder | None", max_tokens: int | None, progress: bool
+        self, rows: Iterator[Passage], kept: Folder | None, max_tokens: int | None, progress: bool
     ) -> Triggers | None:
         """Read on from where the folder was left, to the end. What the folder has, if it was the end already."""
-        done, finished = (None, None) if kept is None else kept.open(self)
+        held = None if kept is None else kept.open()
+        done, has_ended = (None, False) if held is None else (held.about, held.is_result)
+        if held is not None and not has_ended:
+            self.load(held.tensors)
         last = time.monotonic()
         with tqdm(total=max_tokens, desc="triggers", unit=" tokens", delay=1.0, disable=not progress) as bar:
-            for passage in read:
+            for passage in rows:
                 own, n_tokens = self._counted(passage, done)
-                if finished is None and own:
+                if own and not has_ended:
                     self._take(passage, own)
                 bar.update(n_tokens)
-                if kept is not None and finished is None and own and time.monotonic() - last >= _EVERY:
+                if kept is not None and own and not has_ended and time.monotonic() - last >= _EVERY:
                     self._settle()
-                    kept.save(self)
+                    kept.save(self.state(), self.read)
                     last = time.monotonic()
-        if done is not None and (self.read["rows"] < done["rows"] or (finished and self.read["rows"] > done["rows"])):
+        if done is not None and (self.read["rows"] < done["rows"] or (has_ended and self.read["rows"] > done["rows"])):
             raise ValueError(_ANOTHER_CORPUS)
-        if finished is None:
-            self._settle()
-            self.largest.end()
-            self._forget()
-            return None
-        return Triggers(finished[0], finished[1], self.model)
+        if held is not None and held.is_result:
+            return Triggers(held.about, held.tensors, self.model)
+        self._settle()
+        self.largest.end()
+        self._forget()
+        return None
 
     def _counted(self, passage: Passage, done: dict[str, Any] | None) -> tuple[list[tuple[int, int]], int]:
         """Go past the rows of a passage: which are to be read here, with their numbers; and how many tokens it has."""
@@ -392,47 +393,6 @@ class _Scan:
             part.load({key.removeprefix(name): x for key, x in state.items() if key.startswith(name)})
 
 
-class _Folder:
-    """Where a scan is kept: the state of one that goes on, or the result of one that has ended."""
-
-    def __init__(self, folder: Path, about: dict[str, Any], rank: int, size: int) -> None:
-        self.folder, self.about, self.size = folder, about, size
-        self.unfinished = f"{_UNFINISHED}-{rank + 1}-of-{size}.safetensors"
-
-    def open(self, scan: _Scan) -> tuple[dict[str, Any] | None, tuple[dict[str, Any], State] | None]:
-        """How far it was read, and what it found if that was all. The scan takes up what was not finished."""
-        if (self.folder / _FILE).is_file():
-            about, tensors = _read(self.folder / _FILE)
-            self._check(about)
-            return about, (about, tensors)
-        begun = _parts(self.folder)
-        if others := [name for name in begun if not name.endswith(f"-of-{self.size}.safetensors")]:
-            raise ValueError(f"{self.folder} was begun by another number of processes: {others}; here are {self.size}")
-        if self.unfinished not in begun:
-            return None, None
-        about, state = _read(self.folder / self.unfinished)
-        self._check(about)
-        scan.load(state)
-        return about, None
-
-    def _check(self, found: dict[str, Any]) -> None:
-        differ = [f"{key} (there {found.get(key)!r})" for key, value in self.about.items() if found.get(key) != value]
-        if differ:
-            raise ValueError(
-                f"{self.folder} belongs to another scan: not the same {', '.join(differ)}; give what it was begun "
-                "with, or another folder"
-            )
-
-    def save(self, scan: _Scan) -> None:
-        """The state of a scan that goes on."""
-        _write(self.folder, self.unfinished, scan.state(), self.about | scan.read)
-
-    def clear(self) -> None:
-        """The result is there: what led to it is not needed any more."""
-        for name in _parts(self.folder):
-            (self.folder / name).unlink()
-
-
 def check_layers(model: HookedGPT, layer: int | Sequence[int] | None) -> list[int]:
     """The layers that are meant, counted from the start; None: all."""
     if model.cfg.attn_only:
@@ -457,24 +417,3 @@ def check_of(model: HookedGPT, found: Triggers) -> None:
 
 def _is_shared() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _parts(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.glob(f"{_UNFINISHED}-*.safetensors"))
-
-
-def _write(folder: Path, name: str, tensors: State, about: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / name) as unfinished:
-        save_file({key: x.cpu().contiguous() for key, x in tensors.items()}, unfinished, {"interp": json.dumps(about)})
-
-
-def _read(file: Path) -> tuple[dict[str, Any], State]:
-    opened = open_safetensors(file)
-    try:
-        about = json.loads((opened.metadata() or {})["interp"])
-    except (KeyError, ValueError):
-        raise ValueError(f"{file} holds no scan for triggers") from None
-    if any(about.get(key) != value for key, value in _FORMAT.items()):
-        raise ValueError(f"{file} holds no scan for triggers of version {_FORMAT['version']}")
-    return about, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
