@@ -1,10 +1,13 @@
 """Where a scan is kept: the state of one that goes on, or the result of one that has ended."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from interp.loading.files import open_safetensors, replacing
@@ -52,7 +55,8 @@ class Folder:
 
     def save(self, state: State, done: dict[str, Any]) -> None:
         """The state of a scan that goes on, and how far it has read."""
-        write(self.path, self.unfinished, state, self.about | done)
+        with _told(self.path):
+            _write(self.path / self.unfinished, state, self.about | done)
 
     def clear(self) -> None:
         """The result is there: what led to it is not needed any more."""
@@ -65,11 +69,26 @@ def parts(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.glob(f"{_UNFINISHED}-*.safetensors"))
 
 
-def write(folder: Path, name: str, tensors: State, about: dict[str, Any]) -> None:
-    """Write tensors to a file of a folder, with what is said of them in its header."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / name) as unfinished:
+def write_result(folder: Path, tensors: State, about: dict[str, Any]) -> None:
+    """Write a result, and beside it `triggers.json`, which shows what its header says: both, or nothing."""
+    with _told(folder), replacing(folder / "triggers.json") as shown:
+        shown.write_text(json.dumps(about, indent=1))
+        _write(folder / RESULT, tensors, about)
+
+
+def _write(file: Path, tensors: State, about: dict[str, Any]) -> None:
+    with replacing(file) as unfinished:
         save_file({key: x.cpu().contiguous() for key, x in tensors.items()}, unfinished, {"interp": json.dumps(about)})
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """A folder to write to; what keeps it from being written is said with its name."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"could not write to {folder}, which holds what it held before: {error}") from error
 
 
 def read(file: Path) -> tuple[dict[str, Any], State]:

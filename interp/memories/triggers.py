@@ -1,7 +1,6 @@
 """What fires each key: the positions of a corpus where its coefficient is largest (Geva et al., 2021)."""
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -19,8 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.hooks import HookPoint
-from interp.loading.files import replacing
-from interp.memories.folder import FORMAT, RESULT, Folder, parts, read, write
+from interp.memories.folder import FORMAT, RESULT, Folder, parts, read, write_result
 from interp.memories.scan import BEFORE, Batch, Contexts, Histogram, Largest, Reservoir, State
 from interp.model import HookedGPT
 from interp.passages import Corpus, Passage, passages
@@ -149,9 +147,7 @@ class Triggers:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write all of it to a folder: a safetensors file, which has in its header what `triggers.json` shows."""
-        write(Path(folder), RESULT, self.tensors, self.about)
-        with replacing(Path(folder) / "triggers.json") as shown:
-            shown.write_text(json.dumps(self.about, indent=1))
+        write_result(Path(folder), self.tensors, self.about)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], model: HookedGPT | None = None) -> "Triggers":
