@@ -28,6 +28,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.bench.lens
 	$(BIN)/python -m tests.bench.heads
 	$(BIN)/python -m tests.bench.memories
+	$(BIN)/python -m tests.bench.scan_memory
 	$(BIN)/python -m tests.bench.weights
 	$(BIN)/python -m tests.bench.dashboard
 
