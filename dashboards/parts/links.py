@@ -72,7 +72,7 @@ def read_link() -> None:
     """Once a session, before anything is drawn: what the link that opened it asks for, and what of it is not here."""
     if "_asked" in st.session_state:
         return
-    numbers = [name for name, kind in FIELDS.items() if kind is int and name in st.query_params]
+    numbers = [name for name, kind in FIELDS.items() if kind is int and _is_number(st.query_params.get(name, ""))]
     if wrong := [name for name in numbers if not re.fullmatch(r"-?\d{1,9}", st.query_params[name])]:
         for name in wrong:
             del st.query_params[name]
@@ -83,6 +83,14 @@ def read_link() -> None:
         st.session_state["_asked"] = models.DEFAULT, None
         st.toast(f"The link names a model that is not here: {plain(asked['model'], 60)}", icon=":material/info:")
         del st.query_params["model"]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def pin(name: str, fingerprint: str) -> None:

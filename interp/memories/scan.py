@@ -25,8 +25,7 @@ _MANY = 4  # times k
 _PART = 16  # columns
 _AT_ONCE = {"cpu": 128}  # positions whose coefficients stay in the processor's cache
 _KEYS_AT_ONCE = 2**10  # whose candidates are compared in pairs
-_UNSETTLED = {"cpu": 2**21, "cuda": 2**24}  # rows times keys that wait to be joined to what is kept
-_ROWS = 2**9  # that wait, at most
+_UNSETTLED = {"cpu": (2**6, 2**21), "cuda": (2**9, 2**24)}  # rows, and rows times keys, that wait to be joined
 _COMPACTED = 2**14  # kept contexts that are looked through for those that no key needs any more
 _PARTS = 16  # of them: small tensors among large ones that come and go would keep these from being given back
 N_LEVELS, LOWEST = 32, -16  # a histogram's: sizes from 2**LOWEST on, each twice the one before
@@ -94,7 +93,7 @@ class Largest:
         self.own_context = torch.zeros_like(self.own_place)
         self._highest: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(n_layers)]  # of rows not yet settled
         self._found: list[tuple[Tensor, Tensor]] = []
-        self._most = _UNSETTLED.get(device.type, 2**21)
+        self._most = _UNSETTLED.get(device.type, _UNSETTLED["cpu"])
 
     def add(self, layer: int, x: Coefficients, place: Int[Tensor, "row pos"]) -> None:
         """Take in what a layer's keys are at these places of the corpus."""
@@ -117,7 +116,7 @@ class Largest:
     def is_due(self) -> bool:
         """Whether what was taken in is to be settled before more is: of positions, each batch."""
         n_rows = sum(len(highest) for highest, _ in self._highest[-1])
-        return not self.by_document or n_rows >= _ROWS or n_rows * self.own_value.numel() > self._most
+        return not self.by_document or n_rows >= self._most[0] or n_rows * self.own_value.numel() > self._most[1]
 
     def settle(self, batch: Batch) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
         """Keep the largest of what all layers have taken in, `batch`: the rows and columns that may be kept."""

@@ -98,7 +98,7 @@ def test_hostile_prompts_are_shown_as_text_on_every_page(page: str) -> None:
         assert now.prompt == prompt
         is_harmless(at)
     at.text_area(key="prompt").set_value("x = 1").run()
-    assert not healthy(at).warning
+    assert not [each for each in healthy(at).warning if each.icon != ":material/straighten:"]  # a caveat
     assert shown(at).prompt == "x = 1"
 
 
