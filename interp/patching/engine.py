@@ -14,6 +14,7 @@ pass is a full one of all prompts, as they expect; and where attention looks ahe
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import groupby
@@ -250,7 +251,6 @@ class Packed:
         self.looking: Group | None = None  # whose pattern is being made
         self.is_asking = False  # in the last layer, where only what is wanted goes on
         self.n_tokens = 0  # that went through a layer, in all
-        self.recorded: list[str] = []  # hook points whose packed values `_take` sees
 
     @torch.no_grad()
     def logits(self, tokens: Int[Tensor, " token"] | None = None) -> Float[Tensor, "row wanted d_vocab_out"]:
@@ -258,7 +258,7 @@ class Packed:
         model, n_layers = self.model, self.model.cfg.n_layers
         x = torch.empty(0, model.cfg.d_model, dtype=model.dtype, device=self.device)
         edits = [(point.name, self._act) for point in self.acts]
-        with silence(), model.hooks(edits), model.recording(self.recorded, self._take):
+        with silence(), model.hooks(edits), self._listening():
             for layer, block in enumerate(model.blocks):
                 x = self._boarded(x, layer)
                 if len(x):
@@ -268,9 +268,9 @@ class Packed:
             self.groups = []
             return model.read_off(model.ln_final(final), tokens)
 
-    def _take(self, x: Tensor, point: HookPoint) -> None:
-        """See a value that was asked for."""
-        raise NotImplementedError
+    def _listening(self) -> AbstractContextManager[None]:
+        """In it, whoever is to see packed values does."""
+        return nullcontext()
 
     # The packed stream: groups in order of their start, their rows in order, the tokens of a row in order.
 

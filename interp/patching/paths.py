@@ -1,6 +1,7 @@
 """Path patching: what one part says to another, with every other way between them held shut (Wang et al., 2022)."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -37,7 +38,6 @@ class Frozen(Packed):
 
     def run(self) -> dict[str, Float[Tensor, "row pos ..."]]:
         """What each row's receivers read."""
-        self.recorded = list(self.read)
         self.logits()
         return self.read
 
@@ -46,6 +46,9 @@ class Frozen(Packed):
 
     def _look(self, attn: Attention, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "1 query_pos head d_head"]:
         return self.mixed[attn.layer][self.of_prompt, self.columns][None]
+
+    def _listening(self) -> AbstractContextManager[None]:
+        return self.model.recording(list(self.read), self._take)
 
     def _take(self, x: Tensor, point: HookPoint) -> None:
         lengths = torch.tensor([self.base.n_pos - self.starts[i] for i in self.on_board])
