@@ -37,6 +37,11 @@ class Card:
     def _format(cls) -> str:
         return f"interp {cls.of} card"
 
+    @property
+    def name(self) -> str:
+        """As nodes are called: `L3H7`, `L2N17`."""
+        return f"L{self.tables.attrs['layer']}{self.of[0].upper()}{self.tables.attrs[self.of]}"
+
     def __getitem__(self, part: str) -> Dataset:
         if part not in self.parts:
             raise KeyError(f"no table {part!r} on a {self.of}'s card; there are {list(self.parts)}")

@@ -35,10 +35,6 @@ class HeadCard(Card):
     parts = ("scores", "reads", "writes", "partners", "contexts", "ablation")
 
     @property
-    def name(self) -> str:
-        return f"L{self.tables.attrs['layer']}H{self.tables.attrs['head']}"
-
-    @property
     def role(self) -> str:
         return str(self.tables.attrs["role"])
 

@@ -27,10 +27,6 @@ class NeuronCard(Card):
     parts = ("key", "triggers", "shared", "promoted", "suppressed", "removal")
 
     @property
-    def name(self) -> str:
-        return f"L{self.tables.attrs['layer']}N{self.tables.attrs['neuron']}"
-
-    @property
     def says(self) -> str:
         """Its value in a word: the token promoted most."""
         return str(self["promoted"].token.values[0])
