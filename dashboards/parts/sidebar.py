@@ -119,6 +119,8 @@ def _chosen(opened: Opened) -> Chosen | Trouble:
 
 def _prompt(opened: Opened) -> tuple[str, bool]:
     model, examples = opened.model, zoo.examples(opened.planted or opened.name, opened.model)
+    if st.session_state.pop("_forgotten", None):
+        _take({"prompt": examples[0].prompt, "target": None, "foil": None, "q": None})
     is_short = len(st.session_state.get("prompt") or "") <= links.LONGEST_PROMPT
     with st.sidebar:
         prompt = st.text_area(
@@ -161,8 +163,8 @@ def _position(model: HookedGPT) -> int | None:
 
 
 def _forget_prompt() -> None:
-    for key in ("prompt", "q", "target", "foil"):
-        st.session_state.pop(key, None)
+    """Another model reads other prompts: its fields are written anew, which the browser sees, once it is open."""
+    st.session_state["_forgotten"] = True
 
 
 def _ids(model: HookedGPT, prompt: str) -> list[int] | Trouble:

@@ -13,7 +13,7 @@ PAGE = 256  # tokens drawn at once
 
 _CSS = """
 .strip { display: flex; flex-wrap: wrap; gap: 2px; align-items: center; font-family: var(--st-code-font);
-  direction: ltr; position: relative; max-height: 176px; overflow-y: auto; padding: 2px; }
+  direction: ltr; max-height: 200px; overflow-y: auto; padding: 2px; }
 .strip button { font: inherit; font-size: 13px; line-height: 18px; min-height: 26px; min-width: 24px; padding: 2px 5px;
   border: 1px solid var(--st-border-color); border-radius: 4px; background: transparent; color: var(--st-text-color);
   cursor: pointer; white-space: pre; unicode-bidi: isolate; max-width: 22em; overflow: hidden;
@@ -80,7 +80,7 @@ export default function (component) {
     range.textContent = `${start} to ${end - 1} of ${n} tokens`;
     tell(null);
     const shown = strip.querySelector(`[data-place="${entry}"]`);
-    strip.scrollTop = shown ? shown.offsetTop - strip.clientHeight / 2 : 0;
+    strip.scrollTop = shown.offsetTop - strip.offsetTop - (strip.clientHeight - shown.offsetHeight) / 2;
     if (focus !== undefined) strip.querySelector(`[data-place="${focus}"]`)?.focus();
     strip.dataset.ready = 'true';
   }

@@ -317,6 +317,28 @@ def test_long_prompts_are_paged(dashboard: str, new_page: Callable[..., Watched]
     watched.idle()
     assert page.locator(".st-key-prompt_strip .strip button").count() == 256
     assert "prompt=" not in page.url
+    strip = page.locator(".st-key-prompt_strip .strip")
+    above, below = strip.bounding_box(), strip.locator("[aria-pressed=true]").bounding_box()
+    assert above["height"] <= 210
+    assert above["y"] <= below["y"] <= above["y"] + above["height"] - below["height"]
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_another_model_brings_its_own_prompt_and_the_field_shows_it(
+    dashboard: str, new_page: Callable[..., Watched]
+) -> None:
+    watched = new_page()
+    page = watched.open(f"{dashboard}/?target=+height")
+    page.get_by_role("combobox", name="Model").fill("planted/induction")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Prompt (token ids)")
+    watched.idle()
+    now = shown(opened(model="planted/induction"))
+    prompt = zoo.examples(now.planted, now.model)[0].prompt
+    assert page.get_by_label("Prompt (token ids)", exact=True).input_value() == prompt
+    assert page.get_by_label("Target token", exact=True).input_value() == ""
+    assert "target=" not in page.url
 
 
 @pytest.mark.slow
