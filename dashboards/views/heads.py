@@ -43,9 +43,7 @@ def explorer() -> None:
 
 
 def settle(now: Chosen) -> None:
-    """Begin with a head on which something hangs; what was picked on a larger model or a longer prompt gives way."""
-    if not {"layer", "head"} & {*st.session_state, *st.query_params}:
-        st.session_state["layer"], st.session_state["head"] = strongest_head(now)
+    """What was picked on a larger model or a longer prompt gives way."""
     sizes = {"layer": now.model.cfg.n_layers, "head": now.model.cfg.n_heads, "k": len(now.labels)}
     for key, size in sizes.items():
         if (st.session_state.get(key) or 0) >= size:
@@ -53,11 +51,15 @@ def settle(now: Chosen) -> None:
 
 
 def pick_head(now: Chosen) -> tuple[int, int]:
-    """The layer and the head on show."""
+    """The layer and the head on show: those on which most hangs, unless others are picked."""
+    sizes, picked = (now.model.cfg.n_layers, now.model.cfg.n_heads), []
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        layer = st.number_input("Layer", 0, now.model.cfg.n_layers - 1, key="layer", bind="query-params", width=150)
-        head = st.number_input("Head", 0, now.model.cfg.n_heads - 1, key="head", bind="query-params", width=150)
-    return int(layer), int(head)
+        for key, size, strongest in zip(("layer", "head"), sizes, strongest_head(now), strict=True):
+            number = st.number_input(
+                key.capitalize(), 0, size - 1, None, key=key, bind="query-params", placeholder=f"{strongest}", width=150
+            )
+            picked.append(strongest if number is None else int(number))
+    return picked[0], picked[1]
 
 
 chosen()
