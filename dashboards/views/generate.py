@@ -133,7 +133,7 @@ def table_of(now: Chosen, choice: Choice) -> DataFrame:
     shown = top if choice.token in top else [*top[:-1], choice.token]
     columns: dict[str, list[object]] = {"token": [*names(now, shown)]}
     for name, values in choice.stages.items():
-        columns[name if name != "temperature" else "÷ temperature"] = values[shown].tolist()
+        columns[name if name != "temperature" else "− largest, ÷ temperature"] = values[shown].tolist()
     if not isnan(choice.random):
         columns["from"] = choice.below[shown].tolist()
         columns["to"] = (choice.below + probs)[shown].tolist()

@@ -44,7 +44,7 @@ def test_the_text_is_that_of_generate_and_the_table_shows_how_it_was_drawn() -> 
     rest = shown_rows.iloc[-1]
     assert rest["token"] == f"rest ({len(probs) - len(shown_rows) + 1:,} tokens)"
     assert [*shown_rows.columns] == [
-        "token", "logit", "÷ temperature", "top k", "top p", "probability", "from", "to", "drawn"
+        "token", "logit", "− largest, ÷ temperature", "top k", "top p", "probability", "from", "to", "drawn"
     ]  # fmt: skip
     (caption,) = [each.value for each in at.caption if "number thrown" in each.value]
     assert f"{float(found.random[0, 5]):.6f}" in caption

@@ -65,16 +65,16 @@ def _draw_chain(found: Dataset) -> None:
         "Weight": f"{float(found.weight[k]):.3f}",
         "Length of value": f"{float(found.value_norm):.3f}",
         "Adds directly": f"{direct:+.3f}",
-        "Cut: weight 0": f"{-zeroed:+.3f}",
-        "Cut: knocked out": "–" if np.isnan(knocked_out) else f"{-knocked_out:+.3f}",
+        "Lost: zeroed": f"{zeroed:+.3f}",
+        "Lost: knocked out": "–" if np.isnan(knocked_out) else f"{knocked_out:+.3f}",
     }
     helps = {
         "Score": "q · k / scale, capped where the model does so",
         "Weight": "after the softmax over all keys",
         "Length of value": "of what the value writes at a weight of 1",
         "Adds directly": "weight × value, through the final norm, to the logit difference",
-        "Cut: weight 0": "the logit difference without the edge, less that with it; other weights as they were",
-        "Cut: knocked out": "the same with the edge masked: other keys share its weight",
+        "Lost: zeroed": "the logit difference less that with a weight of 0 here; other weights as they were",
+        "Lost: knocked out": "the same with the edge masked: other keys share its weight",
     }
     with st.container(horizontal=True, key="chain"):
         for label, value in said.items():

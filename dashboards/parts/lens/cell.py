@@ -41,7 +41,7 @@ def _numbers(cell: Cell) -> list[str]:
         rank = int(one.target_rank)
         said = [
             f"{asked}: probability {float(one.target_probability):.4g}",
-            f"{asked}: rank {rank:,}" + (", the likeliest" if rank == 0 else ""),
+            f"{asked}: rank {rank:,}" + (", the likeliest" if rank == 0 else f", after {rank:,} likelier"),
             f"{asked} less foil: logits {float(one.logit_difference):+.4g}",
         ]
     else:
