@@ -4,11 +4,12 @@ INSTALLED := .venv/installed
 
 .PHONY: test quick lint heads bench clean
 
+# A process for each core, with one thread each: small tensors gain nothing from more.
 test: lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 quick: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -x -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow" -x -q
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

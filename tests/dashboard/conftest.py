@@ -6,6 +6,15 @@ import pytest
 
 from tests.dashboard.browser import Watched, chromium, served
 
+QUICK = ("test_pages.py", "test_grid.py")  # each page is opened; all else about pages is slow
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of the dashboard are slow but those that `QUICK` names."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.name not in QUICK:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
