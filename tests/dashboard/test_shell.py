@@ -335,7 +335,7 @@ def test_another_model_brings_its_own_prompt_and_the_field_shows_it(
     page.wait_for_selector("text=Prompt (token ids)")
     watched.idle()
     now = shown(opened(model="planted/induction"))
-    prompt = zoo.examples(now.planted, now.model)[0].prompt
+    prompt = zoo.examples(now.planted or now.name, now.model)[0].prompt
     assert page.get_by_label("Prompt (token ids)", exact=True).input_value() == prompt
     assert page.get_by_label("Target token", exact=True).input_value() == ""
     assert "target=" not in page.url
