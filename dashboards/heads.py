@@ -12,8 +12,11 @@ if str(HERE.parent) not in sys.path:
 # A picture of our own: the icons that streamlit knows by name come from another host.
 st.set_page_config(page_title="interp", page_icon=HERE / "icon.png", layout="wide")
 
-# Less room above and beside the page than streamlit leaves.
-st.html("<style>[data-testid=stMainBlockContainer] { padding: 4.2rem 2.5rem 4rem }</style>")
+# Less room above and beside the page than streamlit leaves, and numbers in a row that are no headlines.
+st.html(
+    "<style>[data-testid=stMainBlockContainer] { padding: 4.2rem 2.5rem 4rem } "
+    "[data-testid=stMetricValue] { font-size: 1.25rem }</style>"
+)
 
 from dashboards.parts.sidebar import sidebar  # noqa: E402  torch takes a second: the frame is drawn first
 

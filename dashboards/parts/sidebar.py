@@ -146,8 +146,8 @@ def _prompt(opened: Opened) -> tuple[str, bool]:
             model.cfg.default_prepend_bos,
             key="bos",
             bind="query-params",
-            help="The token that begins every text; it changes every number.",
         )
+        st.caption("It begins every text; with it or without, every number is another.")
     return prompt, bos
 
 

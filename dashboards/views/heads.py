@@ -17,7 +17,6 @@ STYLE = """
 .st-key-explorer > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"] {
   min-width: min(440px, 100%);
 }
-.st-key-effects [data-testid="stMetricValue"], .st-key-chain [data-testid="stMetricValue"] { font-size: 1.25rem; }
 </style>
 """
 

@@ -17,9 +17,9 @@ WINDOW, LONG = 128, 160  # tokens of a pattern at once, where there are more tha
 def draw_pattern(now: Chosen, layer: int, head: int) -> None:
     """Where the head looks."""
     with st.container(horizontal=True):
-        hide = st.toggle("Hide the first token", key="hide_first", help="Most heads rest there.")
+        hide = st.toggle("Hide the first token", key="hide_first")
         linear = st.toggle("Linear colour", key="linear")
-        moved = st.toggle("Weigh by values", key="moved", help="How much of what is written comes from each key.")
+        moved = st.toggle("Weigh by what each key gives", key="moved")
     found = all_patterns()
     whole = (found.weighted(layer, head) if moved else found[layer, head])[0].detach().float()
     first, last = _window(now)

@@ -68,11 +68,10 @@ def choose(now: Chosen) -> Cell:
             required=True,
         )
         halves = has_halves(now.model) and st.toggle(
-            "After attention too",
+            "Rows after attention, too",
             key="lens_halves",
             bind="query-params",
             on_change=_whole,
-            help="A row more for each layer: the stream between its attention and its MLP.",
         )
     n = len(now.labels)
     with st.container(horizontal=True, vertical_alignment="bottom"):

@@ -94,13 +94,13 @@ def draw_search(now: Chosen, layer: int, neuron: int) -> None:
     listed = DataFrame({
         "memory": found.memory.values,
         "logit": found.logit.values,
-        "tokens it promotes more": found.token_rank.values,
+        "more promoted": found.token_rank.values,
     })  # fmt: skip
     rows(listed, f"promoters_{token}_{layer}_{neuron}", (layer, neuron), height=300)
     n = now.model.cfg.n_layers * now.model.cfg.d_mlp
     st.caption(
         f"Of {n:,} values those whose logit of {token_text(named(now, token))} is largest, each read through the final "
-        "norm as if it were the whole stream. Click one to see it."
+        "norm as if it were the whole stream; `more promoted` counts tokens whose logit is larger. Click one to see it."
     )
     with st.popover("As code", type="tertiary"):
         st.code(opening(now, "memories") + f"found = memories.promoters(model, {token}, {found.sizes['rank']})\n")

@@ -98,7 +98,7 @@ def draw_switch(now: Chosen, layer: int, neuron: int) -> None:
         scale = st.number_input(
             "Times", -100.0, 100.0, 2.0, step=0.5, key="factor", width=150, disabled=switch != "Scaled"
         )
-        is_everywhere = st.toggle("On every token", key="everywhere", help="Otherwise on the token read alone.")
+        is_everywhere = st.toggle("On every token, not just the one read", key="everywhere")
     factor = {"On": 1.0, "Off": 0.0}.get(switch, float(scale))
     found, scaled = changed(now, name, factor, is_everywhere)
     before, after = float(scaled.base[0]), float(scaled[0, 0])
