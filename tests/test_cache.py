@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from interp import ActivationCache, HookedGPT
-from tests.variants import VARIANTS, some_tokens, variant
+from tests.variants import VARIANTS, quick_of, some_tokens, variant
 
 TOKENS = some_tokens()
 RIGHT = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 0]])
@@ -149,7 +149,7 @@ def test_gradients_are_cached_beside_values_and_touch_no_parameter(model: Hooked
         model.run_with_cache(TOKENS, incl_bwd=True)
 
 
-@pytest.mark.parametrize("name", PLAIN_SUMS)
+@pytest.mark.parametrize("name", quick_of(PLAIN_SUMS, "gpt2", "llama", "gptj", "gemma2"))
 def test_heads_and_neurons_with_the_remainder_sum_to_the_stream_at_any_layer(name: str) -> None:
     model = variant(name, torch.float64)
     _, cache = model.run_with_cache(TOKENS)
@@ -182,7 +182,7 @@ def test_a_heads_result_is_what_the_hook_sees(model: HookedGPT) -> None:
     torch.testing.assert_close(only[0], cache["post", 0][..., 4, None] * model.W_out[0, 4])
 
 
-@pytest.mark.parametrize("name", PLAIN_SUMS)
+@pytest.mark.parametrize("name", quick_of(PLAIN_SUMS, "gpt2", "llama", "gptj", "gemma2"))
 def test_logit_attributions_sum_to_the_logit(name: str) -> None:
     model = variant(name, torch.float64)
     _, cache = model.run_with_cache(TOKENS)

@@ -11,7 +11,7 @@ from torch import Tensor
 from interp import HookedGPT, metrics
 from interp.metrics import Metric, Rows, at_positions, measured, values_of
 from interp.tokenization import Tokenizer
-from tests.variants import config, some_tokens, variant
+from tests.variants import config, quick_of, some_tokens, variant
 
 TOKENS = some_tokens()
 OTHER = (TOKENS * 5 + 4) % 13
@@ -22,7 +22,7 @@ LAST = {"none": [6, 6, 6], "right": [6, 3, 5], "left": [6, 6, 6]}
 CORRECT, WRONG = [[4, 17], [0, 9], [12, 18]], [3, 8, 1]
 TEXTS = ["hello", "hi", "a longer one"]
 
-each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+each_dtype = pytest.mark.parametrize("dtype", quick_of([torch.float32, torch.float64, torch.bfloat16], torch.bfloat16))
 each_padding = pytest.mark.parametrize("padding", list(MASKS))
 
 
@@ -228,7 +228,7 @@ def test_gradients_reach_the_logits_at_the_positions_read_and_no_others(model: H
         assert grad.any(-1).tolist() == [[pos in of_row for pos in range(7)] for of_row in read], metric.name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", quick_of([torch.float32, torch.float64], torch.float32))
 @pytest.mark.parametrize("kind", ["logit_diff", "logit", "prob", "log_prob"])
 def test_scaled_metrics_are_1_on_clean_and_0_on_corrupted_on_average(kind: str, dtype: torch.dtype) -> None:
     model, of = variant("sinusoidal", dtype), getattr(metrics, kind)

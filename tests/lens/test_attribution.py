@@ -10,7 +10,7 @@ from interp import HookedGPT
 from interp.cache import ActivationCache
 from interp.lens import direct_logit_attribution
 from interp.lens.attribution import By
-from tests.variants import EACH, VARIANTS, some_tokens, variant
+from tests.variants import EACH, VARIANTS, quick_of, some_tokens, variant
 
 WAYS: list[By] = ["component", "layer", "head", "neuron", "source_position"]
 
@@ -59,7 +59,12 @@ def test_the_parts_sum_to_the_models_own_logit(name: str, dtype: torch.dtype) ->
                 np.testing.assert_allclose(summed + found.remainder, found.total, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name].get("norm_position") != "post"])
+@pytest.mark.parametrize(
+    "name",
+    quick_of(
+        [name for name in VARIANTS if VARIANTS[name].get("norm_position") != "post"], "gpt2", "llama", "gptj", "gemma2"
+    ),
+)
 def test_each_part_is_written_out_and_read_through_the_final_norm(name: str) -> None:
     model = variant(name, torch.float64)
     cache = cached(model)

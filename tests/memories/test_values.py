@@ -93,8 +93,8 @@ def test_probabilities_are_those_of_the_values_logits(name: str, norm: Any) -> N
         assert up.attrs["norm"] == str(norm)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["gpt2", "llama", "post", "gemma2", "sinusoidal"])
+@pytest.mark.parametrize("norm", quick_of(NORMS, "final"))
+@pytest.mark.parametrize("name", quick_of(["gpt2", "llama", "post", "gemma2", "sinusoidal"], "gemma2"))
 def test_the_promoters_of_a_token_are_the_values_whose_logit_of_it_is_largest(name: str, norm: Any) -> None:
     model, token = variant(name), 5
     n = model.cfg.d_vocab_out
@@ -121,7 +121,9 @@ def test_the_promoters_of_a_token_are_the_values_whose_logit_of_it_is_largest(na
 
 
 @pytest.mark.parametrize("effective", [False, True])
-@pytest.mark.parametrize("name", [name for name in VARIANTS if not VARIANTS[name].get("attn_only")])
+@pytest.mark.parametrize(
+    "name", quick_of([name for name in VARIANTS if not VARIANTS[name].get("attn_only")], "llama", "post")
+)
 def test_a_key_reads_a_token_as_in_a_run_without_positions_attention_and_other_mlps(name: str, effective: bool) -> None:
     model, tokens = variant(name), torch.arange(13)[:, None]
     gone = [
@@ -149,7 +151,7 @@ def matched(model: HookedGPT, where: str) -> list[str]:
     return [where] if any(fnmatch(name, where) for name in model.hook_dict) else []
 
 
-@pytest.mark.parametrize("norm", [None, "RMS"])
+@pytest.mark.parametrize("norm", quick_of([None, "RMS"], "RMS"))
 @pytest.mark.parametrize("facts", quick_of([FACTS, MANY, VERY_MANY], FACTS), ids=len)
 def test_values_agree_where_their_token_follows_and_by_chance_where_they_were_dealt(
     facts: tuple[Fact, ...], norm: Any

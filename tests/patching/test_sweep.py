@@ -377,14 +377,18 @@ def test_a_file_that_holds_something_else_is_left_as_it_is(tmp_path: Path, conte
 
 @pytest.mark.parametrize(
     "line",
-    [
-        '{"rows": [0]}',
-        '{"rows": [0], "values": [NaN]}',
-        '{"rows": [99], "values": [1.0]}',
-        '{"rows": [0], "values": [1.0], "plan": {"largest": 1}}',
-        "[0]",
+    quick_of(
+        [
+            '{"rows": [0]}',
+            '{"rows": [0], "values": [NaN]}',
+            '{"rows": [99], "values": [1.0]}',
+            '{"rows": [0], "values": [1.0], "plan": {"largest": 1}}',
+            "[0]",
+            "{",
+        ],
         "{",
-    ],
+        "[0]",
+    ),
 )
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     path, sweep = tmp_path / "sweep", small_sweep(file=tmp_path / "sweep")

@@ -7,7 +7,7 @@ from interp import HookedGPT
 from interp.model.rotary import rotation
 from interp.weights import effective_embedding, ov_circuit, positional_qk, qk_circuit, stream
 from interp.zoo import planted
-from tests.variants import EACH, SIZES, VARIANTS, some_tokens, variant
+from tests.variants import EACH, SIZES, VARIANTS, quick_of, some_tokens, variant
 from tests.weights import by_hand
 
 close = torch.testing.assert_close
@@ -73,7 +73,10 @@ def test_a_heads_write_is_its_ov_circuit_of_what_it_attends_to(name: str) -> Non
                 close(cache["attn_scores", layer][:, head][seen], scores[seen])
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if not VARIANTS[name].get("attn_only")])
+@pytest.mark.parametrize(
+    "name",
+    quick_of([name for name in VARIANTS if not VARIANTS[name].get("attn_only")], "gpt2", "llama", "gptj", "gemma2"),
+)
 def test_the_effective_embedding_is_the_stream_after_mlp0_without_attention_and_positions(name: str) -> None:
     model = variant(name, torch.float64)
     tokens = torch.arange(SIZES["d_vocab"])[None]
