@@ -238,8 +238,7 @@ def test_in_the_browser_a_click_in_the_list_shows_that_memory_and_the_link_has_i
     dashboard: str, new_page: Callable[..., Watched], scheme: str, width: int
 ) -> None:
     watched = new_page(scheme, width)
-    page = watched.open(f"{dashboard}/?neuron=3&mlp_layer=1")
-    page.get_by_test_id("stSidebarNavLink").filter(has_text="Memories").click()
+    page = watched.open(f"{dashboard}/memories?neuron=3&mlp_layer=1")
     page.get_by_text("L1N3 promotes").wait_for()
     watched.idle()
     grid = page.get_by_test_id("stDataFrame").first
@@ -265,6 +264,5 @@ def test_in_the_browser_a_click_in_the_list_shows_that_memory_and_the_link_has_i
     watched.idle()
     other = new_page(scheme, width)
     page = other.open(page.url)
-    page.get_by_test_id("stSidebarNavLink").filter(has_text="Memories").click()
     page.get_by_text("L1N4 promotes").wait_for()
     other.idle()

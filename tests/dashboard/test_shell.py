@@ -409,7 +409,7 @@ def test_two_sessions_do_not_mix(dashboard: str, new_page: Callable[..., Watched
     second.open(dashboard)
     first.page.locator('.st-key-prompt_strip button[data-place="4"]').click()
     first.page.wait_for_selector('.st-key-prompt_strip button[data-place="4"][aria-pressed="true"]')
-    assert second.page.locator('.st-key-prompt_strip button[data-place="12"][aria-pressed="true"]').count() == 1
+    second.page.wait_for_selector('.st-key-prompt_strip button[data-place="12"][aria-pressed="true"]')
     assert second.page.locator('.st-key-prompt_strip button[data-place="1"]').inner_text() == "def"
 
 
