@@ -22,7 +22,7 @@ SEEN = {  # what a page shows first that no other does
     "Lens": ".st-key-lens_grid .grid[data-ready='1']",
     "Attribution": ".st-key-attribution_bars .gtitle",
     "Memories": ".st-key-memories .gtitle",
-    "Generate": "h1:has-text('Generate')",
+    "Generate": "h3:has-text('was chosen')",
     "Model": "h3:has-text('Hook points')",
 }
 WATCHES = """
