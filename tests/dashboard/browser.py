@@ -59,14 +59,18 @@ def served(log: Path, cwd: Path = ROOT, *arguments: str, env: dict[str, str] | N
 
 
 class Watched:
-    """A page whose requests and console are watched; `check` fails if anything was wrong."""
+    """A page whose requests, dialogs and console are watched; `check` fails if anything was wrong.
+
+    `received` counts the bytes that the server sent over the websocket.
+    """
 
     def __init__(self, page: Any) -> None:
-        self.page, self.foreign, self.errors = page, list[str](), list[str]()
+        self.page, self.foreign, self.errors, self.received = page, list[str](), list[str](), 0
         page.on("request", self._request)
         page.on("console", self._console)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("websocket", lambda socket: self._address(socket.url))
+        page.on("websocket", self._socket)
+        page.on("dialog", self._dialog)
 
     def open(self, url: str) -> Any:
         """The page, once it is drawn and at rest."""
@@ -98,6 +102,17 @@ class Watched:
     def _address(self, url: str) -> None:
         if not url.startswith(OURS):
             self.foreign.append(url)
+
+    def _socket(self, socket: Any) -> None:
+        self._address(socket.url)
+        socket.on("framereceived", self._frame)
+
+    def _frame(self, frame: Any) -> None:
+        self.received += len(frame)
+
+    def _dialog(self, dialog: Any) -> None:
+        self.errors.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
     def _console(self, message: Any) -> None:
         # Opened at the address of a page, streamlit's client looks for its server below that address first.
