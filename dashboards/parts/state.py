@@ -2,9 +2,12 @@
 
 import importlib.metadata
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from fnmatch import fnmatch
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -12,6 +15,7 @@ import streamlit as st
 import torch
 import xarray
 from jaxtyping import Float, Int
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 from torch import Tensor
 
 from dashboards.parts.models import Trouble
@@ -20,7 +24,15 @@ from interp.zoo.planted import Planted
 
 Result = TypeVar("Result")
 
-LARGEST = 256 * 2**20  # bytes of results that a session keeps
+LARGEST = 256 * 2**20  # bytes of results that are kept for a session
+IN_ALL = 4 * LARGEST  # … and for all of them
+
+# What pages read of a run, of which there is one: of a long prompt each has its own, of what it reads alone.
+OFTEN = (
+    "hook_embed", "hook_pos_embed", "*.hook_resid_mid", "*.hook_resid_post", "*.hook_attn_out", "*.hook_mlp_out",
+    "*.attn.hook_z", "*.mlp.hook_post", "*.hook_scale",
+)  # fmt: skip
+LONG = 512  # tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +97,7 @@ def about() -> dict[str, Any]:
     return said
 
 
+@cache
 def version(package: str) -> str:
     """The version that is installed, if it is."""
     try:
@@ -93,38 +106,99 @@ def version(package: str) -> str:
         return "not installed"
 
 
+class Store:
+    """Results of all sessions; those not asked for longest go first, of a session that keeps too much its own."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[Hashable, tuple[Any, int, str]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, name: Hashable) -> Any:
+        """The result of this name, if it is still there."""
+        with self._lock:
+            if name not in self._found:
+                return None
+            self._found.move_to_end(name)
+            return self._found[name][0]
+
+    def put(self, name: Hashable, result: Any) -> None:
+        """Keep a result for the session that runs."""
+        context = get_script_run_ctx(suppress_warning=True)
+        owner, size = context.session_id if context else "", size_of(result)
+        with self._lock:
+            self._found[name] = result, size, owner
+            self._found.move_to_end(name)
+            own = {each: n for each, (_, n, of) in self._found.items() if of == owner}
+            self._drop(own, LARGEST, name)
+            self._drop({each: n for each, (_, n, _) in self._found.items()}, IN_ALL, name)
+
+    def _drop(self, sizes: dict[Hashable, int], most: int, last: Hashable) -> None:
+        total = sum(sizes.values())
+        for name, size in sizes.items():
+            if total <= most or name == last:
+                return
+            del self._found[name]
+            total -= size
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._found.clear()
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+store = Store()
+
+
 def cached(fn: Callable[..., Result], *key: Hashable) -> Result:
-    """`fn(model, tokens, *key)` of what is on show, computed once a session.
+    """`fn(model, tokens, *key)` of what is on show, computed once for all sessions.
 
     `fn` stands at the top of a module, so that its name says which it is, and takes all it depends on: results are
-    known by the weights, the tokens, `fn`'s name and `key`. Those not asked for longest go first. They are shared:
-    nobody writes into them.
+    known by the weights, the tokens, `fn`'s name and `key`. They are shared: nobody writes into them.
     """
     now = chosen()
     return kept(now.fingerprint, now.tokens, fn, (now.model, now.tokens, *key), key)
 
 
-def run(now: Chosen, *names: str) -> tuple[Float[Tensor, "1 pos d_vocab_out"], ActivationCache]:
-    """The logits of what is on show, and the activations with these names (globs too), or all usual ones."""
-    return kept(now.fingerprint, now.tokens, _run, (now.model, now.tokens, *names), names)
+def run(now: Chosen, *names: str) -> ActivationCache:
+    """The activations with these names (globs too) of what is on show; what was recorded before is not made again."""
+    points = now.model.hook_dict
+    wanted = [point for point in points if any(fnmatch(point, name) for name in names)]
+    of = (now.fingerprint, tuple(now.tokens.flatten().tolist()))
+    found = {point: store.get((*of, point)) for point in wanted}
+    if any(x is None for x in found.values()):
+        often = [] if len(now.labels) > LONG else [p for p in points if any(fnmatch(p, name) for name in OFTEN)]
+        with torch.no_grad():
+            _, made = now.model.run_with_cache(
+                now.tokens, names_filter=list(dict.fromkeys([*wanted, *often])), return_type=None
+            )
+        for point, x in made.items():
+            store.put((*of, point), x)
+        found |= {point: made[point] for point in wanted}
+    return ActivationCache(found, now.model, tokens=now.tokens)
+
+
+def logits_at(now: Chosen, first: int, last: int) -> Float[Tensor, "pos d_vocab_out"]:
+    """The model's logits at these positions, from the end of its run."""
+    end = run(now, f"blocks.{now.model.cfg.n_layers - 1}.hook_resid_post")["resid_post", -1]
+    with torch.no_grad():
+        return now.model.read_off(now.model.ln_final(end[:, first:last]))[0]
 
 
 def kept(
     fingerprint: str, tokens: Tensor, fn: Callable[..., Result], arguments: tuple[Any, ...], key: tuple[Hashable, ...]
 ) -> Result:
-    """`fn(*arguments)`, unless this session still has it."""
+    """`fn(*arguments)`, unless it is still there."""
     if "<" in fn.__qualname__:
         raise ValueError(f"{fn.__qualname__} has no name of its own to be kept under: define it at the top of a module")
-    results: OrderedDict[Hashable, tuple[Any, int]] = st.session_state.setdefault("_results", OrderedDict())
     name = (fingerprint, tuple(tokens.flatten().tolist()), fn.__module__, fn.__qualname__, key)
-    if name not in results:
+    found = store.get(name)
+    if found is None:
         with torch.no_grad():
-            result = fn(*arguments)
-        results[name] = result, size_of(result)
-    results.move_to_end(name)
-    found = results[name][0]
-    while len(results) > 1 and sum(size for _, size in results.values()) > LARGEST:
-        results.popitem(last=False)
+            found = fn(*arguments)
+        store.put(name, found)
     return found
 
 
@@ -143,10 +217,6 @@ def size_of(result: Any) -> int:
     if is_dataclass(result):
         return sum(size_of(getattr(result, field.name)) for field in fields(result))
     return sys.getsizeof(result)
-
-
-def _run(model: HookedGPT, tokens: Tensor, *names: str) -> tuple[Tensor, ActivationCache]:
-    return model.run_with_cache(tokens, names_filter=list(names) or None)
 
 
 def _or_stop(found: Any) -> Any:

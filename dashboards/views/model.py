@@ -8,7 +8,7 @@ from torch import Tensor
 from dashboards.parts import models
 from dashboards.parts.figure import figure, opening
 from dashboards.parts.models import Trouble
-from dashboards.parts.state import Chosen, Opened, cached, opened, version
+from dashboards.parts.state import Chosen, Opened, cached, kept, opened, version
 from dashboards.parts.words import plain, report
 from interp import HookedGPT, zoo
 from interp.checks import Check, identities
@@ -125,7 +125,8 @@ def weights(now: Opened) -> None:
     mark = "✓" if sum(counts.values()) == total else "✗"
     st.caption(" + ".join(f"{part} {count:,}" for part, count in counts.items()) + f" = {total:,} {mark}")
     with st.expander("Each weight"):
-        rows = [(each.name, " × ".join(map(str, each.shape)), each.count, each.norm) for each in stored(now.model)]
+        found = kept(now.fingerprint, torch.empty(0), stored, (now.model,), ())
+        rows = [(each.name, " × ".join(map(str, each.shape)), each.count, each.norm) for each in found]
         st.dataframe(DataFrame(rows, columns=["name", "shape", "count", "norm"]), key="weights", hide_index=True)
 
 

@@ -26,8 +26,8 @@ def stored(model: HookedGPT) -> list[Weight]:
 def parameter_counts(model: HookedGPT) -> dict[str, int]:
     """The number of weights by part: embeddings, attention, MLPs, norms, unembedding. They sum to all there are."""
     parts = {"embedding": 0, "positions": 0, "attention": 0, "MLPs": 0, "norms": 0, "unembedding": 0}
-    for weight in stored(model):
-        parts[_part(weight.name)] += weight.count
+    for name, weight in model.named_parameters():
+        parts[_part(name)] += weight.numel()
     return {part: count for part, count in parts.items() if count}
 
 

@@ -16,6 +16,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+@pytest.fixture(autouse=True)
+def forgetful() -> None:
+    """Pages that are run in this process begin with nothing computed."""
+    from dashboards.parts.state import store
+
+    store.clear()
+
+
 @pytest.fixture(scope="session")
 def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running dashboard, shared by all tests; it was started from another folder."""

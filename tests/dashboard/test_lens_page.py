@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 from torch import Tensor
 
 from dashboards.parts.lens import chosen, map, measured
+from dashboards.parts.state import store
 from interp import HookedGPT, lens
 from tests.dashboard.app import array, figure_of, healthy, opened, shown
 from tests.dashboard.browser import Watched
@@ -144,6 +145,7 @@ def test_the_last_row_is_held_against_the_model(monkeypatch: pytest.MonkeyPatch)
         return found.assign(probability=found.probability * 1.01)
 
     monkeypatch.setattr(measured, "logit_lens", wrong)
+    store.clear()
     assert "off the model's output ✗" in texts(opened(PAGE))
 
 

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from dashboards.parts import state
 from interp import HookedGPT, zoo
 from interp.tokenization import Tokenizer
 from tests.dashboard.app import healthy, opened, shown
@@ -203,12 +205,7 @@ def test_a_state_file_holds_what_a_link_says_and_sets_it_again() -> None:
 
 
 def test_results_are_kept_by_weights_tokens_and_choices_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    import streamlit as st
-
-    from dashboards.parts import state
-
-    kept: dict[str, Any] = {}
-    monkeypatch.setattr(st, "session_state", kept)
+    monkeypatch.setattr(state, "store", state.Store())
     tokens, calls = torch.zeros(1, 600_000, dtype=torch.long), []
     other = tokens.clone()
     other[0, 300_000] = 1
@@ -224,9 +221,35 @@ def test_results_are_kept_by_weights_tokens_and_choices_and_bounded(monkeypatch:
     assert len(calls) == 3
     monkeypatch.setattr(state, "LARGEST", 12_000_000)
     asked(tokens, 2)
-    assert len(kept["_results"]) == 2
+    assert len(state.store) == 2
+    monkeypatch.setattr(state, "get_script_run_ctx", lambda **_: SimpleNamespace(session_id="another"))
+    asked(tokens, 3)
+    asked(tokens, 4)
+    assert len(state.store) == 4  # each session has room of its own, and reads what others had made
+    asked(tokens, 2)
+    assert len(calls) == 6
+    monkeypatch.setattr(state, "IN_ALL", 16_000_000)
+    asked(tokens, 5)
+    assert len(state.store) == 3
+    asked(tokens, 2)
+    assert len(calls) == 7
     with pytest.raises(ValueError, match="no name of its own"):
         state.kept("f", tokens, lambda: 0, (), ())
+
+
+def test_a_run_is_made_once_for_pages_that_read_different_parts_of_it() -> None:
+    at = opened(prompt="def f(x):")
+    now, made = shown(at), list[int]()
+    state.store.clear()
+    with now.model.hooks([("blocks.0.hook_resid_mid", lambda x, hook: made.append(1))]):
+        cache = state.run(now, "blocks.*.attn.hook_z", "ln_final.hook_scale")
+        state.run(now, "*.hook_mlp_out")
+    _, own = now.model.run_with_cache(now.tokens)
+    assert len(made) == 1
+    assert set(cache) == {name for name in own if name.endswith((".attn.hook_z", "ln_final.hook_scale"))}
+    for name in cache:
+        torch.testing.assert_close(cache[name], own[name])
+    torch.testing.assert_close(state.logits_at(now, 1, 4), now.model(now.tokens)[0, 1:4])
 
 
 def _doubled(tokens: torch.Tensor, calls: list[int]) -> torch.Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from xarray import DataArray
 
-from dashboards.parts.state import Chosen, kept
-from interp import HookedGPT
+from dashboards.parts.state import Chosen, kept, logits_at, run
+from interp import ActivationCache, HookedGPT
 from interp.lens import direct_logit_attribution
 from interp.lens.attribution import By
 from interp.model.norms import NoNorm
@@ -46,7 +46,8 @@ def has_norm(model: HookedGPT) -> bool:
 def attribution(now: Chosen, frozen: bool) -> Attribution:
     """The parts of the logit difference at the position read; not `frozen`: of the stream's product with W_U's."""
     key = (now.q, now.target, now.foil, frozen)
-    return kept(now.fingerprint, now.tokens, attribution_of, (now.model, now.tokens, *key), key)
+    given = (now.model, run(now, *_names(now.model)), logits_at(now, now.q, now.q + 1)[0], *key)
+    return kept(now.fingerprint, now.tokens, attribution_of, given, key)
 
 
 def sources(now: Chosen, frozen: bool) -> DataArray | None:
@@ -70,13 +71,14 @@ def by_head(now: Chosen, found: Attribution) -> DataArray:
     )
 
 
-def attribution_of(model: HookedGPT, tokens: Tensor, q: int, target: int, foil: int, frozen: bool) -> Attribution:
+def attribution_of(
+    model: HookedGPT, cache: ActivationCache, logits: Tensor, q: int, target: int, foil: int, frozen: bool
+) -> Attribution:
     """For `kept`."""
-    logits, cache = model.run_with_cache(tokens, names_filter=_names(model))
     answer = _answer(model, target, foil, frozen)
     each: list[By] = ["component", "head"] if model.cfg.attn_only else ["component", "head", "neuron"]
     by = {each_by: direct_logit_attribution(model, cache, *answer, by=each_by, pos=q) for each_by in each}
-    own = float(logits[0, q, target].double() - logits[0, q, foil].double())
+    own = float(logits[target].double() - logits[foil].double())
     return Attribution({name: values.isel(prompt=0).drop_vars("prompt") for name, values in by.items()}, own)
 
 

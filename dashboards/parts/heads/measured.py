@@ -58,9 +58,8 @@ def direct_of(model: HookedGPT, cache: ActivationCache, q: int, target: int, foi
 
 def direct(now: Chosen) -> DataArray:
     """What each head adds to the target less the foil, [layer head]."""
-    _, cache = run(now, *heads.effect_names(now.model))
-    what = (now.q, now.target, now.foil)
-    return kept(now.fingerprint, now.tokens, direct_of, (now.model, cache, *what), what)
+    given, what = run(now, *heads.effect_names(now.model)), (now.q, now.target, now.foil)
+    return kept(now.fingerprint, now.tokens, direct_of, (now.model, given, *what), what)
 
 
 def ablated_of(model: HookedGPT, tokens: Tensor, q: int, target: int, foil: int, kind: str) -> DataArray:

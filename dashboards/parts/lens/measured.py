@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from xarray import Dataset
 
-from dashboards.parts.state import Chosen, kept, run
+from dashboards.parts.state import Chosen, kept, logits_at, run
 from interp import ActivationCache, HookedGPT
 from interp.lens import logit_lens, stream_statistics
 from interp.model.norms import NoNorm
@@ -26,8 +26,7 @@ def lens(now: Chosen, is_next: bool, halves: bool, first: int, last: int) -> Dat
 
 def output_error(now: Chosen, found: Dataset, first: int, last: int) -> float:
     """How far the last reading's probabilities are from those of the model's own logits."""
-    logits, _ = run(now, *_names(now.model))
-    own = logits[0, first:last].double().softmax(-1)
+    own = logits_at(now, first, last).double().softmax(-1)
     end = found.isel(layer=-1)
     said = torch.tensor(end.probability.to_numpy()).double()
     return float((own.gather(-1, torch.tensor(end.token_id.to_numpy())) - said).abs().max())
@@ -79,7 +78,7 @@ def statistics_of(model: HookedGPT, cache: ActivationCache) -> Dataset:
 
 
 def _cache(now: Chosen) -> ActivationCache:
-    return run(now, *_names(now.model))[1]
+    return run(now, *_names(now.model))
 
 
 def _names(model: HookedGPT) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ ROUGHLY = 1.5  # a scan takes so many times as long as a bare pass over its toke
 
 def cache_of(now: Chosen) -> ActivationCache:
     """The run on show."""
-    return run(now, *names_of(now.model))[1]
+    return run(now, *names_of(now.model))
 
 
 def names_of(model: HookedGPT) -> tuple[str, ...]:
