@@ -14,7 +14,7 @@ from interp.metrics import AnyMetric
 from interp.model import HookedGPT
 from interp.patching.engine import Base, Row
 from interp.patching.sites import By, Sites, label, sites_of
-from interp.patching.sweep import Sweep
+from interp.patching.sweep import Progress, Sweep
 from interp.results import Result, as_tokens, labelled, provenance
 
 Kind = Literal["zero", "mean", "mean_per_position", "resample", "knockout"]
@@ -39,7 +39,7 @@ def ablation(
     reference_mask: Tensor | None = None,
     memory: int | None = None,
     file: str | os.PathLike[str] | None = None,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> Result:
     """The metric of each prompt without a part of the model, exactly.
 
@@ -49,6 +49,7 @@ def ablation(
 
     `mode="pairs"` takes away every two sites together, [site, other, prompt] (see `interaction`); "cumulative" one
     more at each step, in the given order or, "greedy", each time the one without which the mean metric is lowest.
+    `progress` may be a function: it is told how many runs are done, and of how many.
     """
     if mode not in ("single", "pairs", "cumulative") or order not in ("given", "greedy"):
         raise ValueError(

@@ -14,7 +14,7 @@ from interp.metrics import AnyMetric
 from interp.model import HookedGPT
 from interp.patching.engine import Base, Row
 from interp.patching.sites import By, Sites, sites_of
-from interp.patching.sweep import Sweep
+from interp.patching.sweep import Progress, Sweep
 from interp.results import Result, as_tokens, labelled, provenance
 
 Direction = Literal["denoise", "noise"]
@@ -33,7 +33,7 @@ def activation_patching(
     attention_mask: Tensor | None = None,
     memory: int | None = None,
     file: str | os.PathLike[str] | None = None,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> Result:
     """The metric of each run with one part of the other run in it, exactly.
 
@@ -41,6 +41,7 @@ def activation_patching(
     `site` is the last part of a hook's name ("resid_pre", "z", "pattern" …), patched in each layer by `by`: positions,
     heads, neurons, or several of them; or a list of `Site`s, or of groups of them that are patched together.
     `memory` (bytes) bounds what the sweep takes; with `file`, a sweep that was stopped goes on from there.
+    `progress` may be a function: it is told how many runs are done, and of how many.
     """
     runs = pair_of_runs(model, clean, corrupted, direction, attention_mask)
     axes, groups = sites_of(model, site, by, layers, runs.own)

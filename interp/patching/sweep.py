@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -22,12 +22,14 @@ from interp.patching.sites import label as label_of
 from interp.patching.sweep_file import SweepFile
 from interp.recording import positions
 
+Progress = bool | Callable[[int, int], None]  # a function is told how many rows are done, and of how many
+
 _SMALL = 2**12  # tokens that go through the layers, or whose logits are read
 
 
 @dataclass
 class Sweep:
-    """How to run many rows: within how much memory (bytes, beside the base run's), shown or not.
+    """How to run many rows: within how much memory (bytes, beside the base run's), shown or not, or told to a function.
 
     With `file`, which serves one call of `values`, each finished chunk is kept there: after a kill the same call goes
     on where it stood. Processes that `torchrun` started divide the rows, and each of them gets all values.
@@ -36,7 +38,7 @@ class Sweep:
     base: Base
     metric: AnyMetric
     memory: int | None = None
-    progress: bool = True
+    progress: Progress = True
     file: str | os.PathLike[str] | None = None
     work: dict[str, int] = field(
         default_factory=lambda: {"rows": 0, "chunks": 0, "tokens through a layer": 0, "full runs": 0}
@@ -144,10 +146,12 @@ class Sweep:
             jobs = [self._job(i, prepared[i]) for i in wanted]
             left = [job for job in jobs if job.index not in held]
             chunks = self.chunks.run(left, once, self._are_small(jobs))
-        is_shown = self.progress and (_n_processes() == 1 or dist.get_rank() == 0)
-        with tqdm(
-            total=sum(i not in held for i in wanted), desc="sweep", unit=" rows", delay=1.0, disable=not is_shown
-        ) as bar:
+        tell = self.progress if callable(self.progress) else None
+        is_shown = tell is None and self.progress and (_n_processes() == 1 or dist.get_rank() == 0)
+        n_held = sum(i in held for i in wanted)
+        if tell is not None:
+            tell(n_held, len(wanted))
+        with tqdm(total=len(wanted) - n_held, desc="sweep", unit=" rows", delay=1.0, disable=not is_shown) as bar:
             for chunk, values in chunks:
                 values = values.double().cpu()
                 if bad := [n for n, is_finite in enumerate(values.isfinite().tolist()) if not is_finite]:
@@ -156,6 +160,9 @@ class Sweep:
                     raise ValueError(f"{name_of(self.metric)} is {some}{more}; in the base run it is finite")
                 yield chunk, values
                 bar.update(len(chunk))
+                if tell is not None:
+                    n_held += len(chunk)
+                    tell(n_held, len(wanted))
 
     def _are_small(self, jobs: Sequence[Job]) -> bool:
         return sum(job.n_tokens for job in jobs) <= _SMALL and len(jobs) * self.wanted.shape[1] <= _SMALL

@@ -223,6 +223,31 @@ def test_a_file_changes_no_number_and_a_second_run_computes_nothing(tmp_path: Pa
     assert again.work["rows"] == 0
 
 
+def test_a_function_is_told_how_far_a_sweep_is_and_one_that_raises_stops_it_with_all_that_is_done(
+    tmp_path: Path,
+) -> None:
+    told = list[tuple[int, int]]()
+
+    def tell(done: int, total: int) -> None:
+        told.append((done, total))
+        if len(told) == 4:
+            raise KeyboardInterrupt
+
+    first = small_sweep(file=tmp_path / "sweep")
+    rows = rows_of(first.base.model)
+    first.progress = tell
+    with pytest.raises(KeyboardInterrupt):
+        first.values(rows)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[0][0] == 0
+    assert told[3][0] == first.work["rows"] == len(saved_rows(tmp_path / "sweep")) < told[3][1]
+    again = small_sweep(file=tmp_path / "sweep")
+    again.progress = lambda done, total: told.append((done, total))
+    assert torch.equal(again.values(rows), small_sweep().values(rows))
+    assert told[4] == told[3]
+    assert told[-1][0] == told[-1][1] == told[0][1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_sweep_killed_in_the_middle_goes_on_as_it_was_planned(tmp_path: Path, dtype: str) -> None:
