@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+ENTRY = ROOT / "dashboards" / "heads.py"
 OURS = ("http://127.0.0.1:", "http://localhost:", "ws://127.0.0.1:", "ws://localhost:", "data:", "blob:", "file:")
 IDLE = """() => { const a = document.querySelector('[data-testid="stApp"]');
   return a && a.dataset.testScriptState === 'notRunning' && a.dataset.testConnectionState === 'CONNECTED'
@@ -31,7 +32,9 @@ def chromium() -> str:
 
 
 @contextmanager
-def served(log: Path, cwd: Path = ROOT, *arguments: str, env: dict[str, str] | None = None) -> Iterator[str]:
+def served(
+    log: Path, cwd: Path = ROOT, *arguments: str, env: dict[str, str] | None = None, entry: Path = ENTRY
+) -> Iterator[str]:
     """The address of a dashboard that runs until the end of the block; its log holds no traceback then."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -41,7 +44,7 @@ def served(log: Path, cwd: Path = ROOT, *arguments: str, env: dict[str, str] | N
         "-m",
         "streamlit",
         "run",
-        str(ROOT / "dashboards" / "heads.py"),
+        str(entry),
         "--server.port",
         str(port),
     ]
