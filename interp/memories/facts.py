@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from interp.cache import ActivationCache
 from interp.hooks import HookPoint
 from interp.interventions import Scale, Site
-from interp.metrics import Answers, AnyMetric, Rows, answer_ids, check_known, measured
+from interp.metrics import Answers, AnyMetric, Metric, Rows, answer_ids, check_known, measured, values_of
 from interp.model import HookedGPT
 from interp.recording import Positions, positions
 from interp.results import Result, as_tokens, labelled, provenance, token_texts
@@ -158,13 +159,17 @@ def scaled(
 @torch.no_grad()
 def next_tokens(
     model: HookedGPT, memories: Iterable[str], tokens: Tensor, factor: float | int = 0, k: int = 10, *,
-    pos: int | None = -1,
+    pos: int | None = -1, metric: Metric | None = None, cache: ActivationCache | None = None,
 ) -> Dataset:  # fmt: skip
     """What follows a prompt, [pos] or [1 pos], with these memories as they are and scaled: an `xarray.Dataset` [rank].
 
     The k tokens that are most probable in one run or the other, each with its probability `before` and `after`. The
-    memories are scaled at `pos`, or everywhere (None). `attrs["kl"]` is how far the prediction moved, in nats, and
-    `attrs["rest"]` what is left for all other tokens, before and after.
+    memories are scaled at `pos`, or everywhere (None). `attrs["kl"]` is how far the prediction moved, in nats,
+    `attrs["rest"]` what is left for all other tokens, before and after, and `attrs["metric"]` what `metric`, one of the
+    last position, is before and after.
+
+    Nothing before the first of these layers is computed twice; with `cache`, a run of the prompt with the streams of
+    all layers, not at all. The cache may go on behind the prompt, where no later token changes an earlier one.
     """
     from xarray import Dataset
 
@@ -175,9 +180,13 @@ def next_tokens(
         raise ValueError(f"{len(tokens)} prompts were given; this is told of one")
     if not 1 <= k <= model.cfg.d_vocab_out:
         raise ValueError(f"k={k}; allowed: 1 to {model.cfg.d_vocab_out}, the tokens that the model predicts")
-    before = model(tokens, last_only=True)[0, -1].double().log_softmax(-1)
+    if metric is not None and metric.positions != (-1,):
+        raise ValueError(f"metric: {metric.name} reads the positions {metric.positions}; give one of the last")
+    first = min(site.layer for site in sites if site.layer is not None)
+    own, stream = _as_it_is(model, tokens, first) if cache is None else _from_cache(model, tokens, first, cache)
     with model.edit([Scale(site, factor) for site in sites]):
-        after = model(tokens, last_only=True)[0, -1].double().log_softmax(-1)
+        changed = model(stream, start_at_layer=first, last_only=True)[:, -1:]
+    before, after = (logits[0, 0].double().log_softmax(-1) for logits in (own, changed))
     ids = torch.maximum(before, after).topk(k).indices
     kl = (after.exp() * (after - before)).nan_to_num().sum().item()
     found: dict[str, Any] = {"token": token_texts(model, ids), "token_id": ids.cpu().numpy()}
@@ -186,6 +195,8 @@ def next_tokens(
     about = {"method": "next tokens, memories scaled", "memories": ", ".join(listed), "factor": factor, "kl": kl}
     about |= {"pos": "all" if pos is None else pos, "model": model.fingerprint()}
     about["rest"] = [max(0.0, 1 - of.sum().item()) for of in shown.values()]
+    if metric is not None:
+        about["metric"] = [values_of(metric, logits, Rows.of(tokens)).item() for logits in (own, changed)]
     return Dataset({name: ("rank", x) for name, x in found.items()}, {"rank": range(k)}, about)
 
 
@@ -199,6 +210,28 @@ def memory_sites(memories: Iterable[str], *, pos: int | None = None) -> list[Sit
     if not by_layer:
         raise ValueError("no memories are given")
     return [Site("post", layer, neuron=neurons, pos=pos) for layer, neurons in sorted(by_layer.items())]
+
+
+def _as_it_is(
+    model: HookedGPT, tokens: Int[Tensor, "1 pos"], layer: int
+) -> tuple[Float[Tensor, "1 1 d_vocab_out"], Float[Tensor, "1 pos d_model"]]:
+    """The logits at the end of a prompt, and the stream before a layer."""
+    stream = model(tokens, stop_at_layer=layer)
+    return model(stream, start_at_layer=layer, last_only=True)[:, -1:], stream
+
+
+def _from_cache(
+    model: HookedGPT, tokens: Int[Tensor, "1 pos"], layer: int, cache: ActivationCache
+) -> tuple[Float[Tensor, "1 1 d_vocab_out"], Float[Tensor, "1 pos d_model"]]:
+    """The same, of a run of these tokens, and perhaps more."""
+    n = tokens.shape[1]
+    if cache.tokens is None or not torch.equal(cache.tokens[:, :n].to(tokens), tokens):
+        raise ValueError("cache is a run of other tokens, or does not say of which")
+    if cache.tokens.shape[1] > n and model.cfg.attention_dir == "bidirectional":
+        raise ValueError(f"cache is a run of more than these {n} tokens, and in this model later ones change earlier")
+    end = cache["resid_post", -1][:, n - 1 : n]
+    stream = model(tokens, stop_at_layer=0) if layer == 0 else cache["resid_post", layer - 1][:, :n]
+    return model.read_off(model.ln_final(end)), stream
 
 
 class _Path:

@@ -35,6 +35,7 @@ def sub_updates(
     layer: int | Sequence[int] | None = None,
     pos: PosSlice = -1,
     top: int = 20,
+    parts: Result | None = None,
 ) -> Result:
     """What the largest sub-updates of each prediction add to the logit of `answer`, less that of `wrong`: [top prompt].
 
@@ -43,6 +44,7 @@ def sub_updates(
     `answer` and `pos` these are. Beside each stand its `memory` ("L2N17"), `coefficient`, `value_norm` (the length of
     the value as it enters the stream, behind a norm on outputs, the scale as it was), and `share`, its part of the sum
     of |m| · |v|. Beside each prompt, what all memories of these layers add (`memories`), and the logit (`total`).
+    `parts` is that attribution, by neuron, of the same run, if it is known already.
     """
     if model.cfg.attn_only:
         raise ValueError("sub_updates: the model is attn_only, it has no MLP and so no memories")
@@ -51,7 +53,10 @@ def sub_updates(
     n_memories = len(layers) * model.cfg.d_mlp
     if not 1 <= top <= n_memories:
         raise ValueError(f"top={top}; allowed: 1 to {n_memories}, the memories of layers {layers}")
-    parts = direct_logit_attribution(model, cache, answer, wrong, by="neuron", pos=pos)
+    if parts is None:
+        parts = direct_logit_attribution(model, cache, answer, wrong, by="neuron", pos=pos)
+    elif (parts.attrs.get("by"), parts.attrs.get("model")) != ("neuron", model.fingerprint()):
+        raise ValueError(f"parts are by={parts.attrs.get('by')!r} of {parts.attrs.get('model')}; give those of neurons")
     chosen = parts[(parts.kind == "neuron").to_numpy() & parts.layer.isin(layers).to_numpy()]
     run = CachedRun.of(model, cache, pos)
     coefficient, norm = (torch.cat(of) for of in zip(*(_sizes(run, one) for one in layers), strict=True))

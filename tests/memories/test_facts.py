@@ -218,6 +218,38 @@ def test_next_tokens_are_those_of_the_run_as_it_is_and_of_the_run_with_memories_
     assert some.attrs["rest"][0] == pytest.approx(1 - float(some.before.sum()))
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "sinusoidal", "gptj", "post"])
+@torch.no_grad()
+def test_next_tokens_from_a_cache_are_those_of_whole_runs_and_begin_at_the_layer(name: str) -> None:
+    model, tokens = variant(name), some_tokens(1)
+    _, cache = model.run_with_cache(tokens)
+    metric, heard = metrics.logit_diff(model, 3, 4), list[str]()
+    for n, layer, pos in ((tokens.shape[1], 1, -1), (4, 0, None), (4, 1, -1)):
+        memory, prompt = [f"L{layer}N5"], tokens[:, :n]
+        whole = next_tokens(model, memory, prompt, -2, 5, pos=pos, metric=metric)
+        with model.recording("blocks.*.hook_resid_post", lambda x, point: heard.append(point.name)):
+            found = next_tokens(model, memory, prompt, -2, 5, pos=pos, metric=metric, cache=cache)
+        assert heard == [f"blocks.{each}.hook_resid_post" for each in range(layer, 2)]
+        heard.clear()
+        assert found.token_id.values.tolist() == whole.token_id.values.tolist()
+        for column in ("before", "after"):
+            np.testing.assert_allclose(found[column], whole[column], rtol=1e-4)
+        of_factors = scaled(model, memory, prompt, metric, factors=[1, -2], pos=pos)
+        np.testing.assert_allclose(whole.attrs["metric"], of_factors[:, 0], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found.attrs["metric"], of_factors[:, 0], rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="a run of other tokens"):
+        next_tokens(model, memory, (tokens + 1) % 13, 0, 3, cache=cache)
+    with pytest.raises(ValueError, match=r"reads the positions \(2,\); give one of the last"):
+        next_tokens(model, memory, tokens, 0, 3, metric=metrics.logit_diff(model, 3, 4, pos=2))
+
+
+def test_next_tokens_take_no_longer_run_where_later_tokens_change_earlier_ones() -> None:
+    model = variant("encoder")
+    _, cache = model.run_with_cache(some_tokens(1))
+    with pytest.raises(ValueError, match="later ones change earlier"):
+        next_tokens(model, ["L0N5"], some_tokens(1)[:, :3], 0, 3, cache=cache)
+
+
 def test_bad_input_is_refused() -> None:
     model = variant("gpt2")
     with pytest.raises(ValueError, match="3 prompts were given"):

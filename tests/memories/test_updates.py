@@ -124,6 +124,20 @@ def test_edits_in_force_are_seen_in_what_is_read() -> None:
     close(found.share[0], np.ones(3))
 
 
+def test_an_attribution_that_is_known_is_not_made_again() -> None:
+    model = variant("gpt2")
+    _, cache = model.run_with_cache(some_tokens())
+    parts = direct_logit_attribution(model, cache, 4, 5, by="neuron")
+    for layer in (None, 1):
+        known = sub_updates(model, cache, 4, 5, layer=layer, top=9, parts=parts)
+        assert known.identical(sub_updates(model, cache, 4, 5, layer=layer, top=9))
+        doubled = sub_updates(model, cache, 4, 5, layer=layer, top=9, parts=2 * parts)
+        np.testing.assert_array_equal(doubled, 2 * known)
+    for by in ("head", "component"):
+        with pytest.raises(ValueError, match=f"parts are by='{by}' of"):
+            sub_updates(model, cache, 4, 5, parts=direct_logit_attribution(model, cache, 4, 5, by=by))
+
+
 def test_bad_input_is_refused() -> None:
     model = variant("gpt2")
     cache = cached(model)

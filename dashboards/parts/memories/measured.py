@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from xarray import DataArray, Dataset
 
-from dashboards.parts.state import Chosen, Result, cached, kept, run
+from dashboards.parts.state import Chosen, Result, kept, run
 from interp import ActivationCache, HookedGPT, lens, memories, metrics
 from interp.corpus import standard_library
 from interp.memories import NeuronCard, Triggers
@@ -36,38 +36,44 @@ def names_of(model: HookedGPT) -> tuple[str, ...]:
     return tuple(name for name in NAMES if fnmatch.filter(model.hook_dict, name))
 
 
+def parts_of(now: Chosen) -> DataArray:
+    """What each part of the model, each neuron by itself, adds to the target less the foil at the position read."""
+    key = (now.q, now.target, now.foil)
+    return kept(now.fingerprint, now.tokens, by_neuron, (now.model, cache_of(now), *key), key)
+
+
+def by_neuron(model: HookedGPT, cache: ActivationCache, q: int, target: int, foil: int) -> DataArray:
+    """For `kept`."""
+    return lens.direct_logit_attribution(model, cache, target, foil, by="neuron", pos=q)
+
+
 def updates_of(now: Chosen, layer: int | None) -> DataArray:
     """What each memory of a layer, or of all, adds to the target less the foil at the position read: [top prompt]."""
     key = (layer, now.q, now.target, now.foil)
-    return kept(now.fingerprint, now.tokens, sub_updates, (now.model, cache_of(now), *key), key)
+    given = (now.model, cache_of(now), parts_of(now), *key)
+    return kept(now.fingerprint, now.tokens, sub_updates, given, key)
 
 
 def sub_updates(
-    model: HookedGPT, cache: ActivationCache, layer: int | None, q: int, target: int, foil: int
+    model: HookedGPT, cache: ActivationCache, parts: DataArray, layer: int | None, q: int, target: int, foil: int
 ) -> DataArray:
     """For `kept`: all of them."""
     n = model.cfg.d_mlp * (model.cfg.n_layers if layer is None else 1)
-    return memories.sub_updates(model, cache, target, foil, layer=layer, pos=q, top=n)
+    return memories.sub_updates(model, cache, target, foil, layer=layer, pos=q, top=n, parts=parts)
 
 
 def mlps_of(now: Chosen, layer: int | None) -> tuple[float, float]:
     """What the MLPs of a layer, or of all, add, and the part of it that their biases add: by other ways to the sum."""
-    key = (layer, now.q, now.target, now.foil)
-    return kept(now.fingerprint, now.tokens, mlp_parts, (now.model, cache_of(now), *key), key)
-
-
-def mlp_parts(
-    model: HookedGPT, cache: ActivationCache, layer: int | None, q: int, target: int, foil: int
-) -> tuple[float, float]:
-    """For `kept`."""
-    whole, parts = (
-        lens.direct_logit_attribution(model, cache, target, foil, by=by, pos=q).isel(prompt=0)
-        for by in ("component", "neuron")
-    )
-    layers = range(model.cfg.n_layers) if layer is None else [layer]
-    labels = [f"L{each} mlp" for each in layers]
+    key, parts = (now.q, now.target, now.foil), parts_of(now)
+    whole = kept(now.fingerprint, now.tokens, by_component, (now.model, cache_of(now), *key), key)
+    labels = [f"L{each} mlp" for each in (range(now.model.cfg.n_layers) if layer is None else [layer])]
     biases = [f"{label} bias" for label in labels if f"{label} bias" in parts.component]
     return float(whole.sel(component=labels).sum()), float(parts.sel(component=biases).sum())
+
+
+def by_component(model: HookedGPT, cache: ActivationCache, q: int, target: int, foil: int) -> DataArray:
+    """For `kept`."""
+    return lens.direct_logit_attribution(model, cache, target, foil, pos=q)
 
 
 def coefficients_of(now: Chosen, layer: int, neuron: int) -> Float[Tensor, " pos"]:
@@ -109,32 +115,29 @@ def promoters_of(now: Chosen, token: int, n: int = 20) -> Dataset:
 
 
 def changed_tokens(
-    model: HookedGPT, tokens: Tensor, memory: str, factor: float, q: int, is_everywhere: bool
-) -> Dataset:
-    """For `cached`."""
-    n = min(10, model.cfg.d_vocab_out)
-    return memories.next_tokens(model, [memory], tokens[:, : q + 1], factor, n, pos=None if is_everywhere else -1)
-
-
-def scaled_difference(
-    model: HookedGPT, tokens: Tensor, memory: str, factor: float, q: int, is_everywhere: bool, target: int, foil: int
-) -> DataArray:
-    """For `cached`: the logit difference at the position read, with the memory scaled and as it is."""
+    model: HookedGPT, tokens: Tensor, cache: ActivationCache, memory: str, factor: float, q: int, is_everywhere: bool,
+    target: int, foil: int,
+) -> Dataset:  # fmt: skip
+    """For `kept`."""
+    n, where = min(10, model.cfg.d_vocab_out), None if is_everywhere else -1
+    found = cache if model.cfg.attention_dir == "causal" else None
     metric = metrics.logit_diff(model, target, foil)
-    where = None if is_everywhere else -1
-    return memories.scaled(model, [memory], tokens[:, : q + 1], metric, factors=[factor], pos=where)
+    return memories.next_tokens(model, [memory], tokens[:, : q + 1], factor, n, pos=where, metric=metric, cache=found)
 
 
-def seconds_of(model: HookedGPT, tokens: Tensor, layer: int, n_tokens: int) -> float:
-    """For `cached`: about how long a scan of so many tokens takes, from a pass over a row of them."""
+def seconds_of(now: Chosen, layer: int, n_tokens: int) -> float:
+    """About how long a scan of so many tokens takes, from layers that were timed once."""
+    return ROUGHLY * _of_weights(now, seconds_a_token) * n_tokens * (layer + 1)
+
+
+def seconds_a_token(model: HookedGPT) -> float:
+    """For `kept`: what a layer takes for a token."""
     width = min(ROW, model.cfg.n_ctx)
-    row = tokens[0].repeat(-(-width // tokens.shape[1]))[None, :width]
-    passes = []
-    for _ in range(2):
-        start = perf_counter()
-        model(row, return_type=None, stop_at_layer=layer + 1)
-        passes.append(perf_counter() - start)
-    return ROUGHLY * min(passes) * n_tokens / width
+    row = torch.arange(width, device=model.device)[None] % model.cfg.d_vocab
+    n_layers = min(2, model.cfg.n_layers)
+    start = perf_counter()
+    model(row, stop_at_layer=n_layers)
+    return (perf_counter() - start) / width / n_layers
 
 
 def scan_of(now: Chosen, layer: int, n_tokens: int, tell: Callable[[float], None]) -> Triggers:
@@ -172,10 +175,10 @@ def card(model: HookedGPT, layer: int, neuron: int, n_tokens: int, found: Trigge
     return memories.neuron_card(model, layer, neuron, found, min(8, model.cfg.d_vocab_out), progress=False)
 
 
-def changed(now: Chosen, memory: str, factor: float, is_everywhere: bool) -> tuple[Dataset, DataArray]:
-    """What follows the position read with a memory scaled, and what that does to the logit difference."""
-    key = (memory, factor, now.q, is_everywhere)
-    return cached(changed_tokens, *key), cached(scaled_difference, *key, now.target, now.foil)
+def changed(now: Chosen, memory: str, factor: float, is_everywhere: bool) -> Dataset:
+    """What follows the position read with a memory scaled; `attrs["metric"]`: the logit difference in both runs."""
+    key = (memory, factor, now.q, is_everywhere, now.target, now.foil)
+    return kept(now.fingerprint, now.tokens, changed_tokens, (now.model, now.tokens, cache_of(now), *key), key)
 
 
 def asked(*what: Hashable) -> bool:

@@ -22,7 +22,7 @@ from dashboards.parts.memories.measured import (
     value_of,
 )
 from dashboards.parts.models import told
-from dashboards.parts.state import Chosen, cached
+from dashboards.parts.state import Chosen
 from dashboards.parts.strip import strip
 from dashboards.parts.words import plain, token_text
 from interp import plots
@@ -100,8 +100,8 @@ def draw_switch(now: Chosen, layer: int, neuron: int) -> None:
         )
         is_everywhere = st.toggle("On every token, not just the one read", key="everywhere")
     factor = {"On": 1.0, "Off": 0.0}.get(switch, float(scale))
-    found, scaled = changed(now, name, factor, is_everywhere)
-    before, after = float(scaled.base[0]), float(scaled[0, 0])
+    found = changed(now, name, factor, is_everywhere)
+    before, after = found.attrs["metric"]
     one = updates_of(now, layer).isel(prompt=0)
     direct = (factor - 1) * float(one[one.memory.values.tolist().index(name)])
     where = None if is_everywhere else -1
@@ -136,7 +136,7 @@ def draw_triggers(now: Chosen, layer: int, neuron: int) -> None:
     st.markdown(f"**What fires {name}** in {read}")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         n_tokens = st.selectbox("Tokens", SCANS, 1, key="scan_tokens", format_func=lambda n: f"{n:,}", width=160)
-        seconds = cached(seconds_of, layer, n_tokens)
+        seconds = seconds_of(now, layer, n_tokens)
         about = f"{max(1, round(seconds))} s" if seconds < 90 else f"{seconds / 60:.0f} min"
         what = ("triggers", now.fingerprint, layer, n_tokens)
         st.button(
