@@ -21,6 +21,7 @@ LAYERS = [
     {"results", "passages", "cards", "checks"},
     {"weights", "training"},
     {"patching", "lens", "heads", "memories", "zoo"},
+    {"walk"},
     {"plots"},
 ]
 

@@ -45,9 +45,45 @@ class Patterns:
         mask, is_causal = self._this.allowed(attn)
         return masked(attn.scores(q, k), mask if mask is None else mask[:, 0], is_causal)
 
+    def queries(self, layer: int, head: int) -> Float[Tensor, "batch pos d_head"]:
+        """What the head looks with: its queries, normed and turned where the model does so."""
+        return self._of(layer, head)[1][0]
+
+    def keys(self, layer: int, head: int) -> Float[Tensor, "batch pos d_head"]:
+        """What the head looks at: its keys, normed and turned where the model does so."""
+        return self._of(layer, head)[1][1]
+
     def values(self, layer: int, head: int) -> Float[Tensor, "batch pos d_head"]:
         """What the head reads at each key."""
         return self._of(layer, head)[1][2]
+
+    def steps(
+        self, layer: int, head: int, queries: slice = slice(None), keys: slice = slice(None), *, prompt: int = 0
+    ) -> Dataset:
+        """How a head comes to its weights, for some queries and keys of a prompt: [query_pos key_pos].
+
+        `product` is q · k; `score` is divided by attn_scale, and capped where the model does so; `masked` is -inf where
+        a query may not look; `weight` is the softmax over all keys, also over those that are not asked for.
+        """
+        from xarray import Dataset
+
+        attn, (q, k, _) = self._of(layer, head)
+        q, k = q[prompt, queries], k[prompt]
+        rows, columns = (range(len(k))[part] for part in (queries, keys))
+        mask, is_causal = self._this.allowed(attn)
+        if mask is not None:
+            allowed = mask.expand(len(self.tokens), -1, -1, -1)[prompt, 0, queries]
+        else:
+            last = torch.tensor(rows, device=k.device) if is_causal else torch.full((len(rows),), len(k) - 1)
+            allowed = torch.arange(len(k), device=k.device) <= last[:, None].to(k.device)
+        score = attn.scores(q, k)
+        hidden = score.masked_fill(~allowed, -torch.inf)
+        made = {"product": q @ k.T, "score": score, "masked": hidden, "weight": softmax(hidden)}
+        return Dataset(
+            {name: (("query_pos", "key_pos"), x[:, keys].float().cpu().numpy()) for name, x in made.items()},
+            coords={"query_pos": list(rows), "key_pos": list(columns)},
+            attrs={"of": f"L{layer}H{head}", "model": self.model.fingerprint()},
+        )
 
     def weighted(self, layer: int, head: int) -> HeadPattern:
         """The pattern times ‖v_j W_O‖, how much each key would write; each query's row made to sum to 1.
@@ -79,6 +115,10 @@ class Patterns:
         places = best.indices[: len(best_values)].cpu().numpy()
         columns = {"query_pos": places // pattern.shape[1], "key_pos": places % pattern.shape[1], "weight": best_values}
         return Dataset({name: ("rank", of) for name, of in columns.items()})
+
+    def group(self, head: int) -> int:
+        """Which of the layer's keys and values a head reads: its own, or those that it shares."""
+        return _groups(self.model, [head % self.model.cfg.n_heads])[0]
 
     def nbytes(self) -> int:
         """The memory that is held."""

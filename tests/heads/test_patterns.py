@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import xarray
 
 from interp import HookedGPT
 from interp.heads import patterns
@@ -112,3 +114,36 @@ def test_bfloat16_is_the_models_own() -> None:
 def test_layers_and_heads_that_are_not_there_are_refused(choice: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="allowed: some of"):
         patterns(variant("gpt2"), some_tokens(), **choice)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_steps_lead_from_queries_and_keys_to_what_the_model_itself_weighs_by(name: str) -> None:
+    model, tokens = variant(name), some_tokens(2)
+    _, cache = model.run_with_cache(tokens, names_filter=["*attn_scores", "*hook_pattern"])
+    found = patterns(model, tokens, [1])
+    whole = found.steps(1, 2, prompt=1)
+    np.testing.assert_allclose(whole.masked, cache["attn_scores", 1][1, 2].detach(), atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(whole.weight, cache["pattern", 1][1, 2].detach(), atol=1e-5, rtol=1e-4)
+    product = found.queries(1, 2)[1] @ found.keys(1, 2)[1].T
+    np.testing.assert_allclose(whole["product"], product, atol=1e-4, rtol=1e-4)
+    cap, scale = model.cfg.attn_scores_soft_cap, model.cfg.attn_scale
+    scaled = product / scale if cap is None else cap * torch.tanh(product / scale / cap)
+    np.testing.assert_allclose(whole.score, scaled, atol=1e-5, rtol=1e-4)
+    some = found.steps(1, 2, slice(3, 6), slice(1, 5), prompt=1)
+    xarray.testing.assert_allclose(some, whole.isel(query_pos=slice(3, 6), key_pos=slice(1, 5)), atol=1e-6)
+    assert some.query_pos.values.tolist() == [3, 4, 5]
+    assert some.key_pos.values.tolist() == [1, 2, 3, 4]
+
+
+def test_steps_leave_padding_out() -> None:
+    model, tokens = variant("gpt2"), some_tokens(2)
+    mask = torch.tensor([[1] * 7, [0, 0, 1, 1, 1, 1, 1]])
+    found = patterns(model, tokens, attention_mask=mask)
+    for prompt in (0, 1):
+        np.testing.assert_allclose(found.steps(0, 1, prompt=prompt).weight, found[0, 1][prompt].detach(), atol=1e-6)
+
+
+def test_heads_that_share_keys_say_whose() -> None:
+    found = patterns(variant("llama"), some_tokens(1))
+    assert [found.group(head) for head in range(4)] == [0, 0, 1, 1]
+    assert [patterns(variant("gpt2"), some_tokens(1)).group(head) for head in range(3)] == [0, 1, 2]
