@@ -225,6 +225,19 @@ class Tokenizer:
         texts = self._backend.decode_batch([[anchor, token] for token in tokens], skip_special_tokens=False)
         return [text.removeprefix(shown) for text in texts]
 
+    def word_at(self, text: str, place: int) -> tuple[str, int]:
+        """The word of a text that its token at this place belongs to, and that token's place among the word's.
+
+        Words are what a text is cut into before tokens are made; a special token is a word of its own.
+        """
+        encoded = self._backend.encode(text, add_special_tokens=False)
+        if not 0 <= place < len(encoded.ids):
+            raise ValueError(f"place={place}; the text has the tokens 0 to {len(encoded.ids) - 1}")
+        word = encoded.word_ids[place]
+        own = [i for i, each in enumerate(encoded.word_ids) if each == word] if word is not None else [place]
+        start, end = (edge(encoded.offsets[i][side] for i in own) for edge, side in ((min, 0), (max, 1)))
+        return text[start:end], own.index(place)
+
     def merges(self, text: str) -> list[Merge]:
         """The merges of byte-pair encoding, in order, that lead from the text's bytes to its tokens."""
         model = json.loads(self.to_json())["model"]

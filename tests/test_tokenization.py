@@ -175,3 +175,25 @@ def test_tokens_know_how_many_bytes_of_text_they_are() -> None:
         assert sum(lengths[token] for token in tokenizer.encode(text)) == len(text.encode())
         assert lengths[tokenizer.eos_token_id] == 0
         assert len(lengths) == tokenizer.d_vocab
+
+
+@given(st.text(), st.data())
+def test_the_word_of_a_token_has_the_tokens_around_it(text: str, data: st.DataObject) -> None:
+    for tokenizer in (BYTES, BPE):
+        ids = tokenizer.encode(text)
+        if not ids:
+            continue
+        place = data.draw(st.integers(0, len(ids) - 1))
+        word, within = tokenizer.word_at(text, place)
+        own = tokenizer.encode(word)
+        assert word in text
+        assert own == ids[place - within : place - within + len(own)]
+        assert own[within] == ids[place]
+
+
+def test_words_of_a_known_text() -> None:
+    text = "the cat<|endoftext|>, the  dog"
+    words = list(dict.fromkeys(BPE.word_at(text, i)[0] for i in range(len(BPE.encode(text)))))
+    assert words == ["the", " cat", "<|endoftext|>", ",", " the", " ", " dog"]
+    with pytest.raises(ValueError, match="the text has the tokens 0 to 0"):
+        BPE.word_at("the", 7)
