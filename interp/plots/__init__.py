@@ -18,13 +18,17 @@ from interp.plots.mosaic import Mosaic, head_mosaic, mosaic
 from interp.plots.streams import stream_statistics
 from interp.plots.sweeps import sweep
 from interp.plots.tables import lens_table
+from interp.plots.walk import attention_steps, bar_code, choice_bars
 from interp.plots.xray import edge_xray
 
 __all__ = [
     "Mosaic",
     "attention_arcs",
+    "attention_steps",
     "attribution_bars",
+    "bar_code",
     "bars",
+    "choice_bars",
     "circuit_graph",
     "composition_graph",
     "corpus_offsets",

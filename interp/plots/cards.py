@@ -1,7 +1,7 @@
 """Cards as figures: numbers on the left, words on the right."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,6 +124,26 @@ def _add_partners(figure: go.Figure, card: "HeadCard", colours: Palette) -> None
 def bar_labels(names: list[str]) -> dict[str, Any]:
     """What stands beside bars at 0, 1, 2 …"""
     return {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": [plain(name) for name in names]}
+
+
+def paired_bars(names: list[str], columns: Mapping[str, np.ndarray], colours: Palette) -> go.Figure:
+    """A probability of each name, under several conditions, as bars side by side with a legend above."""
+    figure = go.Figure()
+    for i, (said, values) in enumerate(columns.items()):
+        figure.add_bar(
+            x=values,
+            y=list(range(len(names))),
+            orientation="h",
+            name=said,
+            marker={"color": colours.categories[i], "line": {"width": 0}},
+            hovertext=[f"{name}<br>{said}: {p:.4g}" for name, p in zip(names, values, strict=True)],
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
+    most = max((float(values.max(initial=0.0)) for values in columns.values()), default=0.0)
+    figure.update_yaxes(bar_labels(names) | {"ticktext": names}, autorange="reversed", showgrid=False, zeroline=False)
+    figure.update_xaxes(title_text="probability", range=[0, 1.02 * max(0.05, most)])
+    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"}
+    return figure.update_layout(barmode="group", bargap=0.25, height=160 + 30 * len(names), legend=legend)
 
 
 def in_one_line(text: str) -> str:

@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 from xarray import DataArray, Dataset
 
 from interp.plots.bars import attribution_bars
-from interp.plots.cards import add_table, bar_labels, in_one_line, two_by_two
+from interp.plots.cards import add_table, bar_labels, in_one_line, paired_bars, two_by_two
 from interp.plots.theme import Palette, Theme, about, framed, palette, plain, ticks, visible
 
 if TYPE_CHECKING:
@@ -95,24 +95,8 @@ def next_token_bars(found: Dataset, *, title: str | None = None, theme: Theme = 
     """Next tokens with memories as they are and scaled (`memories.next_tokens`)."""
     colours, attrs = palette(theme), found.attrs
     names = [visible(str(token)) for token in found.token.values]
-    figure = go.Figure()
-    for i, (column, said) in enumerate((("before", "as they are"), ("after", f"× {attrs['factor']:g}"))):
-        values = found[column].to_numpy()
-        figure.add_bar(
-            x=values,
-            y=list(range(len(names))),
-            orientation="h",
-            name=said,
-            marker={"color": colours.categories[i], "line": {"width": 0}},
-            hovertext=[f"{name}<br>{said}: {p:.4g}" for name, p in zip(names, values, strict=True)],
-            hovertemplate="%{hovertext}<extra></extra>",
-        )
-    figure.update_yaxes(bar_labels(names) | {"ticktext": names}, autorange="reversed", showgrid=False, zeroline=False)
-    figure.update_xaxes(
-        title_text="probability", range=[0, 1.02 * max(0.05, float(found[["before", "after"]].to_array().max()))]
-    )
-    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"}
-    figure.update_layout(barmode="group", bargap=0.25, height=160 + 30 * len(names), legend=legend)
+    columns = {"as they are": found.before.to_numpy(), f"× {attrs['factor']:g}": found.after.to_numpy()}
+    figure = paired_bars(names, columns, colours)
     where = "everywhere" if attrs["pos"] == "all" else "at the token read"
     said = about({"model": attrs["model"]}, f"scaled {where}", f"KL {attrs['kl']:.3g} nats")
     return framed(figure, theme, title or f"Next token, {attrs['memories']} × {attrs['factor']:g}", said, room=22)
