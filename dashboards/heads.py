@@ -26,6 +26,7 @@ PAGES = {
     "attribution": ("Attribution", ":material/bar_chart:"),
     "memories": ("Memories", ":material/key:"),
     "generate": ("Generate", ":material/edit_note:"),
+    "walkthrough": ("Walkthrough", ":material/route:"),
     "model": ("Model", ":material/schema:"),
 }
 

@@ -42,6 +42,7 @@ FIELDS: dict[str, type] = {
     "stop": str,
     "row": int,
     "step": int,
+    "stage": str,
 }
 
 _copy = component(

@@ -70,8 +70,8 @@ def attention_steps(
     Products and scores have 0 in the middle of their colours, each a scale of its own; weights go from 0 to 1. What a
     query may not look at is grey.
     """
-    if unknown := [step for step in steps if step not in STEPS] or not steps:
-        raise ValueError(f"steps={list(steps)}: {unknown} are none; allowed: some of {list(STEPS)}")
+    if not steps or set(steps) - STEPS.keys():
+        raise ValueError(f"steps={list(steps)}; allowed: some of {list(STEPS)}")
     colours, n = palette(theme), len(steps)
     figure = make_subplots(
         1, n, subplot_titles=[STEPS[step] for step in steps], shared_yaxes=True, horizontal_spacing=0.16 / n

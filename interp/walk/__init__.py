@@ -8,8 +8,8 @@
 5. The next token: one query against all keys and values, which were kept.
 """
 
-from interp.walk.choice import NextStep, choices, next_step
+from interp.walk.choice import NextStep, choices, next_step, sampled
 from interp.walk.stages import STAGES, quantities
 from interp.walk.way import Quantity, Walk, walk
 
-__all__ = ["STAGES", "NextStep", "Quantity", "Walk", "choices", "next_step", "quantities", "walk"]
+__all__ = ["STAGES", "NextStep", "Quantity", "Walk", "choices", "next_step", "quantities", "sampled", "walk"]

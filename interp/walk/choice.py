@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.generation import Sampling
+from interp.generation import Choice, Sampling, drawn
 from interp.heads import patterns
 from interp.model import HookedGPT, KVCache
 from interp.results import as_tokens, token_texts
@@ -46,6 +46,21 @@ def choices(
         coords={"token": _names(model, ids), "token_id": ("token", ids.cpu().numpy())},
         attrs={"n_rest": len(probs) - len(ids), "n_left": int((probs > 0).sum()), "rest": rest},
     )
+
+
+def sampled(
+    sampling: Sampling, logits: Float[Tensor, " d_vocab_out"], seen: Int[Tensor, "1 pos"], seed: int = 0
+) -> Choice:
+    """The token that these logits give: that which `generate` writes first with this seed."""
+    stages, random = sampling.stages(logits[None], seen), torch.full((1,), torch.nan, dtype=torch.float64)
+    probs = stages["probability"]
+    if sampling.temperature != 0:
+        draw = torch.Generator(logits.device).manual_seed(seed)
+        random = torch.rand(1, dtype=torch.float64, device=logits.device, generator=draw)
+    token = int(probs.argmax() if sampling.temperature == 0 else drawn(probs, random))
+    below = (probs.double().cumsum(-1) - probs.double())[0]
+    own = float(logits.float().log_softmax(-1)[token])
+    return Choice(token, float(random), {name: values[0] for name, values in stages.items()}, below, own)
 
 
 def _names(model: HookedGPT, ids: Int[Tensor, " token"]) -> list[str]:

@@ -49,8 +49,14 @@ def _attn_norm(this: Walk, _: int) -> list[Quantity]:
 
 def _qkv(this: Walk, head: int) -> list[Quantity]:
     of_keys = this.patterns.group(head)
-    hooks = {"q": head, "k": of_keys, "v": of_keys}
-    return [_attn_reads(this)[-1], *(this.hooked(x, this.at(f"attn.hook_{x}"), of) for x, of in hooks.items())]
+    whose, has_bias = {"q": head, "k": of_keys, "v": of_keys}, this.model.cfg.bias_qkv
+    made = [this.hooked(x, this.at(f"attn.hook_{x}"), of) for x, of in whose.items()]
+    letters = [each.name.upper() for each in made]
+    formulas = [f"what attention reads × W_{x}" + (f" + b_{x}" if has_bias else "") for x in letters]
+    return [
+        _attn_reads(this)[-1],
+        *(replace(each, formula=said) for each, said in zip(made, formulas, strict=True)),
+    ]
 
 
 def _turn(this: Walk, head: int) -> list[Quantity]:
@@ -153,7 +159,7 @@ def _out_norm(this: Walk, norm: str, hook: str, name: str) -> list[Quantity]:
 
 def _added(this: Walk, before: str, out: str, after: str, norm: str, name: str) -> list[Quantity]:
     """stream + what is added = stream; where the model norms the sum, that too."""
-    stream, more = this.hooked("stream", before), this.hooked(name, this.at(out))
+    stream, more = this.hooked("stream", before), replace(this.hooked(name, this.at(out)), formula="what was written")
     end = replace(this.hooked("stream after", after), formula="their sum")
     if this.model.cfg.norm_position != "post" or not this.has(this.at(f"{norm}.hook_scale")):
         return [stream, more, end]
@@ -202,12 +208,13 @@ def _activation(this: Walk, _: int) -> list[Quantity]:
 def _contract(this: Walk, _: int) -> list[Quantity]:
     if this.model.cfg.attn_only:
         return []
-    post, out = _neurons(this)[-1], this.hooked("the MLP adds", this.at("hook_mlp_out"))
+    formula = "post × W_out" + (" + b_out" if this.model.cfg.bias_mlp else "")
+    post, out = _neurons(this)[-1], replace(this.hooked("the MLP adds", this.at("hook_mlp_out")), formula=formula)
     if not (after := _out_norm(this, "ln2_post", "hook_mlp_out", "the MLP adds")):
         return [post, out]
     path = f"model.{indexed(this.at('mlp'))}.down"
     values = this.model.get_submodule(this.at("mlp.down"))(post.values)
-    return [post, this.made("written", "post W_out + b_out", out, values, f"{path}({post.code})"), *after]
+    return [post, this.made("written", formula, out, values, f"{path}({post.code})"), *after]
 
 
 def _mlp_added(this: Walk, _: int) -> list[Quantity]:
@@ -218,7 +225,15 @@ def _mlp_added(this: Walk, _: int) -> list[Quantity]:
         return _added(this, this.at("hook_resid_mid"), "hook_mlp_out", after, "ln2_post", "the MLP adds")
     parts = {"stream": "hook_resid_pre", "attention adds": "hook_attn_out", "the MLP adds": "hook_mlp_out"}
     end = replace(this.hooked("stream after", after), formula="their sum")
-    return [*(this.hooked(name, this.at(hook)) for name, hook in parts.items()), end]
+    return [
+        *(
+            replace(
+                this.hooked(name, this.at(hook)), formula="what was written" if "adds" in name else "the stream before"
+            )
+            for name, hook in parts.items()
+        ),
+        end,
+    ]
 
 
 def _final_norm(this: Walk, _: int) -> list[Quantity]:
@@ -230,11 +245,11 @@ def _final_norm(this: Walk, _: int) -> list[Quantity]:
 def _logits(this: Walk, _: int) -> list[Quantity]:
     last = (_final_norm(this, 0) or [this.hooked("stream", this.end)])[-1]
     n, cap = this.tokens.shape[1], this.model.cfg.output_logits_soft_cap
-    formula = this.model.unembed.hook_out.formula + ("" if cap is None else f", capped at ±{cap:g}")
+    bias, capped = "" if this.model.unembed.b_U is None else " + b_U", "" if cap is None else f", capped at ±{cap:g}"
     code = f"model(tokens)[0, {this.pos}]"
     axes, shape = ("pos", "d_vocab_out"), (n, len(this.logits))
     hook = "unembed.hook_out" if cap is None else None
-    return [last, Quantity("logits", formula.replace("in ", "x ", 1), axes, shape, this.logits, code, hook)]
+    return [last, Quantity("logits", f"what is read off × W_U{bias}{capped}", axes, shape, this.logits, code, hook)]
 
 
 STAGES: dict[str, Callable[[Walk, int], list[Quantity]]] = {

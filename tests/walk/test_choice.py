@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from interp.generation import Sampling
-from interp.walk import choices, next_step
+from interp.walk import choices, next_step, sampled
 from tests.variants import EACH, some_tokens, variant
 
 WAYS = [
@@ -70,3 +70,21 @@ def test_a_full_context_has_no_next_step() -> None:
     model = variant("gpt2")
     with pytest.raises(ValueError, match="longer than the context"):
         next_step(model, some_tokens(1, 11), 3, 0, 0)
+
+
+@pytest.mark.parametrize("how", WAYS, ids=str)
+def test_the_token_drawn_is_that_which_generate_writes(how: Sampling) -> None:
+    model, tokens = variant("gpt2"), some_tokens(1)
+    logits = model(tokens)[0, -1].detach()
+    given = {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
+    for seed in range(8):
+        choice = sampled(how, logits, tokens, seed)
+        written = model.generate(tokens, 1, **given, seed=seed, return_type="full")
+        assert choice.token == int(written.tokens[0, -1])
+        assert choice.log_prob == pytest.approx(float(written.log_probs[0, 0]), abs=1e-5)
+        if how.temperature == 0:
+            assert np.isnan(choice.random)
+            continue
+        assert choice.random == float(written.random[0, 0])
+        low = float(choice.below[choice.token])
+        assert low <= choice.random <= low + float(choice.stages["probability"][choice.token]) + 1e-6
