@@ -54,6 +54,17 @@ def token_texts(model: HookedGPT, ids: Int[Tensor, "*any"]) -> np.ndarray:
     return np.array(texts, dtype=object)[where.numpy()]
 
 
+def text_of(model: HookedGPT, ids: Int[Tensor, " pos"]) -> str:
+    """The text of tokens one after the other, or without a tokenizer their ids."""
+    return b"".join(token_pieces(model, ids)).decode("utf-8", "backslashreplace")
+
+
+def token_pieces(model: HookedGPT, ids: Int[Tensor, " pos"]) -> list[bytes]:
+    """The bytes of each token, which need not be whole characters; or without a tokenizer its id."""
+    known = ids.tolist()
+    return [str(i).encode() for i in known] if model.tokenizer is None else model.tokenizer.token_bytes(known)
+
+
 def as_tokens(model: HookedGPT, prompts: Any, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Prompts as the model reads them."""
     if not isinstance(prompts, Tensor):

@@ -15,6 +15,8 @@ from tqdm.auto import tqdm
 
 END_OF_TEXT = "<|endoftext|>"
 _PIECE = 2**20  # characters of a long text that are tokenised at once
+Bytes = bytes  # in the class below that name makes a tokenizer
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token that stands for one byte, among words
 
 
 @dataclass(frozen=True)
@@ -191,11 +193,8 @@ class Tokenizer:
     def byte_lengths(self) -> list[int]:
         """The number of bytes of text that each token stands for; special tokens stand for none."""
         special = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
-        if isinstance(self._backend.pre_tokenizer, pre_tokenizers.ByteLevel):  # a character of a piece is a byte
-            lengths = [len(self._backend.id_to_token(token) or "") for token in range(self.d_vocab)]
-        else:
-            lengths = [len(text.encode()) for text in self.token_strings(range(self.d_vocab))]
-        return [0 if token in special else length for token, length in enumerate(lengths)]
+        pieces = self.token_bytes(range(self.d_vocab))
+        return [0 if token in special else len(piece) for token, piece in enumerate(pieces)]
 
     def special_tokens(self) -> dict[str, str | None]:
         """The arguments that, with `to_json`, make this tokenizer again."""
@@ -220,10 +219,25 @@ class Tokenizer:
         return self._backend.decode(list(tokens), skip_special_tokens=False)
 
     def token_strings(self, tokens: Sequence[int]) -> list[str]:
-        """The text of each token alone, its leading space included."""
+        r"""The text of each token alone, its leading space included; bytes that are no whole character as `\xd9`."""
+        texts = [piece.decode("utf-8", "backslashreplace") for piece in self.token_bytes(tokens)]
+        return [
+            f"\\x{ord(text):02x}" if self._is_second(token, text) else text
+            for token, text in zip(tokens, texts, strict=True)
+        ]
+
+    def token_bytes(self, tokens: Sequence[int]) -> list[Bytes]:
+        """The bytes of text that each token stands for, of which a character may take several tokens."""
+        pieces = [self._backend.id_to_token(token) or "" for token in tokens]
+        if isinstance(self._backend.decoder, decoders.ByteLevel):
+            return [_bytes_of(piece) for piece in pieces]
         anchor, shown = self._shown_anchor()  # some decoders drop the space of a text's first word
         texts = self._backend.decode_batch([[anchor, token] for token in tokens], skip_special_tokens=False)
-        return [text.removeprefix(shown) for text in texts]
+        alone = [text.removeprefix(shown) for text in texts]
+        return [
+            bytes([int(piece[3:5], 16)]) if _BYTE.fullmatch(piece) and text != piece else text.encode()
+            for piece, text in zip(pieces, alone, strict=True)
+        ]
 
     def word_at(self, text: str, place: int) -> tuple[str, int]:
         """The word of a text that its token at this place belongs to, and that token's place among the word's.
@@ -262,6 +276,11 @@ class Tokenizer:
                 pieces = [_shown(piece) for each in words for piece in each]
                 steps.append(Merge(_shown(left), _shown(right), rank, pieces))
         return steps
+
+    def _is_second(self, token: int, text: str) -> bool:
+        """Whether this is the byte of a character that has a token of its own."""
+        is_byte = len(text) == 1 and _BYTE.fullmatch(self._backend.id_to_token(token) or "") is not None
+        return is_byte and (self.knows(text) or self.knows(text.replace(" ", "▁")))
 
     def _id(self, token: str) -> int:
         found = self._backend.token_to_id(token)
@@ -344,9 +363,14 @@ def _byte_of(char: str) -> int:
     return _BYTES[char]
 
 
+def _bytes_of(piece: str) -> bytes:
+    """The bytes of a byte-level piece; a token that was added to them is the text that it says."""
+    return bytes(map(_byte_of, piece)) if _BYTES.keys() >= {*piece} else piece.encode()
+
+
 def _shown(piece: str) -> str:
     """The text of a byte-level piece."""
-    return bytes(_BYTES[char] for char in piece).decode("utf-8", errors="replace")
+    return _bytes_of(piece).decode("utf-8", "backslashreplace")
 
 
 def _join(word: list[str], left: str, right: str) -> None:

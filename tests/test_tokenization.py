@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interp import HookedGPT
 from interp.tokenization import TextStream, Tokenizer
+from tests.tokenizers import llama_like
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 CORPUS = ["def area(width, height):\n    return width * height\n" * 3, "the cat sat on the mat; naïve café 🙂🙂\n" * 5]
@@ -88,6 +90,32 @@ def test_files_give_the_same_tokenizer(tmp_path: Path) -> None:
             assert loaded.special_tokens() == tokenizer.special_tokens()
 
 
+def test_parts_of_characters_show_their_bytes() -> None:
+    assert BYTES.token_strings(BYTES.encode(" مر")) == [" ", r"\xd9", r"\x85", r"\xd8", r"\xb1"]
+    assert BYTES.token_strings(BYTES.encode("🙂")) == [r"\xf0", r"\x9f", r"\x99", r"\x82"]
+    assert BPE.token_strings(BPE.encode(" 🙂 مر")) == [" 🙂", " ", r"\xd9", r"\x85", r"\xd8", r"\xb1"]
+    arabic = Tokenizer.train(["مر مز مش"], 259, progress=False)
+    assert arabic.token_strings(arabic.encode("مر")) == [r"م\xd8", r"\xb1"], "whole characters stay"
+    words = llama_like()
+    assert words.token_strings(words.encode("hi م🙂")) == [
+        " h", "i", " ", r"\xd9", r"\x85", r"\xf0", r"\x9f", r"\x99", r"\x82",
+    ]  # fmt: skip
+
+
+def test_each_token_has_a_text_of_its_own() -> None:
+    words = llama_like()
+    for tokenizer in (BYTES, BPE, words, HookedGPT.from_pretrained("stdlib-4l").tokenizer):
+        assert len({*tokenizer.token_strings(range(tokenizer.d_vocab))}) == tokenizer.d_vocab
+    newline, second = words.encode("\n")[-1], 2 + ord("a")
+    assert words.token_strings([newline, second, words.encode("a")[-1]]) == ["\n", r"\x61", " a"]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_the_bytes_of_tokens_are_those_of_the_text(text: str) -> None:
+    for tokenizer in (BYTES, BPE, Tokenizer.characters(text + "a")):
+        assert b"".join(tokenizer.token_bytes(tokenizer.encode(text))) == text.encode()
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"model": 3}', "not json", "[" * 100_000])
 def test_a_damaged_file_is_one_clear_error(content: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
@@ -104,7 +132,7 @@ def test_merges_lead_from_bytes_to_the_tokens(text: str) -> None:
     steps = BPE.merges(text)
     if steps:
         assert steps[-1].pieces == list(BPE.token_strings(BPE.encode(text)))
-        assert all("\ufffd" in step.left + step.right or step.left + step.right in step.pieces for step in steps)
+        assert all("\\x" in step.left + step.right or step.left + step.right in step.pieces for step in steps)
     else:
         assert len(BPE.encode(text)) == len(text.encode())
 
@@ -170,11 +198,14 @@ def test_gpt2s_own_vocabulary_gives_the_reference_ids(tmp_path: Path) -> None:
 
 def test_tokens_know_how_many_bytes_of_text_they_are() -> None:
     text = "the “cat” 😺 sat — naïve\n\ton the mat"
-    for tokenizer in (Tokenizer.bytes(), Tokenizer.train([text] * 3, 290, progress=False), Tokenizer.characters(text)):
+    kinds = Tokenizer.bytes(), Tokenizer.train([text] * 3, 290, progress=False), Tokenizer.characters(text)
+    for tokenizer in kinds:
         lengths = tokenizer.byte_lengths()
         assert sum(lengths[token] for token in tokenizer.encode(text)) == len(text.encode())
         assert lengths[tokenizer.eos_token_id] == 0
         assert len(lengths) == tokenizer.d_vocab
+    words = llama_like()
+    assert [words.byte_lengths()[token] for token in words.encode("hi م")] == [2, 1, 1, 1, 1]
 
 
 @given(st.text(), st.data())

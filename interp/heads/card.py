@@ -15,7 +15,7 @@ from interp.interventions import Site
 from interp.model import HookedGPT
 from interp.passages import Corpus, Passage, passages
 from interp.patching import ablation
-from interp.results import Result, token_texts
+from interp.results import Result, token_pieces, token_texts
 from interp.weights import composition_scores, ov_circuit, qk_circuit
 from interp.weights.stream import checked_index
 
@@ -205,13 +205,15 @@ class _Seen:
             words = token_texts(self.model, torch.tensor(ids)).tolist()
             keys.append(words[key])
             queries.append(words[query])
-            marked = [f"[{w}]" if i == query else f"{{{w}}}" if i == key else w for i, w in enumerate(words)]
+            marked = token_pieces(self.model, torch.tensor(ids))
+            marked[key] = f"{{{words[key]}}}".encode()
+            marked[query] = f"[{words[query]}]".encode()
             first, last = sorted((query, key))
             between = marked[first + 1 : last]
             if len(between) > 2 * around:
-                between = [*between[:around], " … ", *between[-around:]]
+                between = [*between[:around], " … ".encode(), *between[-around:]]
             ends = marked[max(0, first - around) : first + 1], marked[last : last + 2] if last > first else []
-            texts.append("".join([*ends[0], *between, *ends[1]]))
+            texts.append(b"".join([*ends[0], *between, *ends[1]]).decode("utf-8", "backslashreplace"))
         return Dataset(
             {
                 "weight": ("rank", [each[0] for _, each in chosen]),

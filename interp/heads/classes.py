@@ -26,7 +26,8 @@ class TokenClasses:
         if tokenizer is None:
             return
         lengths = tokenizer.byte_lengths()[:n_known]
-        for token, text in enumerate(tokenizer.token_strings(range(len(lengths)))):
+        for token, piece in enumerate(tokenizer.token_bytes(range(len(lengths)))):
+            text = piece.decode("utf-8", "replace")
             self._of[token] = _class_of(text) if lengths[token] else SPECIAL
             if lengths[token] and text:
                 self._joins[token], self._ends[token] = _is_of_word(text[0]), _is_of_word(text[-1])

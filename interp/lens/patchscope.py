@@ -12,7 +12,7 @@ from interp.lens.layers import Translate
 from interp.lens.run import CachedRun
 from interp.model import HookedGPT
 from interp.recording import positions
-from interp.results import as_tokens, token_texts
+from interp.results import as_tokens, text_of, token_texts
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -69,7 +69,7 @@ def patchscope(
             best = model(rows)[:, -1].float().softmax(-1).topk(k, -1)
             if max_new_tokens:
                 made = model.generate(rows, max_new_tokens=max_new_tokens, temperature=0.0, progress=False)
-                texts.append(["".join(token_texts(model, row[n_pos:])) for row in made])
+                texts.append([text_of(model, row[n_pos:]) for row in made])
         ids.append(best.indices)
         chances.append(best.values)
     token_id = torch.stack(ids).cpu()
@@ -84,7 +84,7 @@ def patchscope(
     about = {
         "method": "patchscope",
         "model": model.fingerprint(),
-        "target": "".join(token_texts(model, tokens[0])),
+        "target": text_of(model, tokens[0]),
     }
     about |= {"target_pos": target_pos, "target_layer": "the same" if put_to is None else put_to}
     if translate is not None:

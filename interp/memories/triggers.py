@@ -22,7 +22,7 @@ from interp.memories.folder import FORMAT, RESULT, Folder, parts, read, write_re
 from interp.memories.scan import BEFORE, Batch, Contexts, Histogram, Largest, Reservoir, State
 from interp.model import HookedGPT
 from interp.passages import Corpus, Passage, passages
-from interp.results import token_texts
+from interp.results import text_of
 from interp.weights.stream import checked_index
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Triggers:
         if self.model is None or self.model.tokenizer is None:
             texts = [" ".join(map(str, row)) for row in rows]
         else:
-            texts = ["".join(token_texts(self.model, torch.tensor(row, dtype=torch.long))) for row in rows]
+            texts = [text_of(self.model, torch.tensor(row, dtype=torch.long)) for row in rows]
         return np.array(texts, dtype=object)
 
     def _around(self, windows: Int[Tensor, "rank around"]) -> np.ndarray:

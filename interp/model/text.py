@@ -77,7 +77,7 @@ class TextInterface(StackedWeights):
     def to_str_tokens(
         self, text: str | Int[Tensor, "..."] | Sequence[int], prepend_bos: bool | None = None
     ) -> list[str]:
-        """The text of each token."""
+        r"""The text of each token; bytes that are no whole character as `\xd9`."""
         ids = self.to_tokens(text, prepend_bos)[0] if isinstance(text, str) else torch.as_tensor(text)
         if ids.ndim == 2 and len(ids) > 1:
             raise ValueError(f"tokens have shape {list(ids.shape)}; give one sequence, [pos] or [1 pos]")
