@@ -12,12 +12,15 @@ if str(HERE.parent) not in sys.path:
 # A picture of our own: the icons that streamlit knows by name come from another host.
 st.set_page_config(page_title="interp", page_icon=HERE / "icon.png", layout="wide")
 
-# Less room above and beside the page than streamlit leaves, and numbers in a row that are no headlines.
+# Less room above and beside the page than streamlit leaves, numbers in a row that are no headlines, and no room for
+# what has no shape.
 st.html(
     "<style>[data-testid=stMainBlockContainer] { padding: 4.2rem 2.5rem 4rem } "
-    "[data-testid=stMetricValue] { font-size: 1.25rem }</style>"
+    "[data-testid=stMetricValue] { font-size: 1.25rem } "
+    ".st-key-history { position: absolute }</style>"
 )
 
+from dashboards.parts.links import keep_fields  # noqa: E402
 from dashboards.parts.sidebar import sidebar  # noqa: E402  torch takes a second: the frame is drawn first
 
 PAGES = {
@@ -37,4 +40,7 @@ pages = [
 ]
 page = st.navigation(pages)
 sidebar()
-page.run()
+try:
+    page.run()
+finally:  # a page that lacks something stops
+    keep_fields()

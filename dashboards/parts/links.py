@@ -80,6 +80,7 @@ def read_link() -> None:
         st.rerun()  # what streamlit takes for a field from the link is settled before a run; it fails on 1e999
     asked = st.query_params.to_dict()
     st.session_state["_asked"] = asked.get("model", models.DEFAULT), asked.get("fp")
+    st.session_state["_of_link"] = asked
     if "model" in asked and asked["model"] not in models.names():
         st.session_state["_asked"] = models.DEFAULT, None
         st.toast(f"The link names a model that is not here: {plain(asked['model'], 60)}", icon=":material/info:")
@@ -87,6 +88,25 @@ def read_link() -> None:
 
 
 def _is_number(text: str) -> bool:
+def keep_fields() -> None:
+    """Once a session, after the page is drawn: fields of the link that it has no widget for wait for their pages."""
+    for name, text in st.session_state.pop("_of_link", {}).items():
+        if name in FIELDS and name not in st.session_state and (value := _value(name, text)) is not None:
+            st.session_state[name] = value
+
+
+def _value(name: str, text: str) -> Any:
+    """What a link says, as its widget has it; None where that is no such value."""
+    kind = FIELDS[name]
+    if kind is str:
+        return text
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower())
+    if not _is_number(text):
+        return text if name == "lens_row" else None  # in words: the page Lens knows which it is
+    return kind(text) if 0 <= float(text) < 2**31 else None
+
+
     try:
         float(text)
     except ValueError:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dashboards.parts import links, models
+from dashboards.parts.history import one_entry_a_run
 from dashboards.parts.models import Trouble
 from dashboards.parts.state import Chosen, Opened, kept, show
 from dashboards.parts.strip import strip
@@ -22,6 +23,8 @@ def sidebar() -> None:
     """Draw the sidebar and the prompt, and put on show what they say."""
     links.read_link()
     if added := st.session_state.pop("_take_model", None):
+    with st.sidebar:
+        one_entry_a_run()
         st.session_state["model"] = added
         _forget_prompt()
     with st.sidebar:

@@ -123,6 +123,9 @@ def _take_over(now: Chosen) -> None:
     state["_lens_read"] = read
     n_rows = 1 + now.model.cfg.n_layers * (2 if state.get("lens_halves") and has_halves(now.model) else 1)
     allowed = {"lens_pos": range(n), "lens_row": range(n_rows), "lens_colour": COLOURS, "lens_of": OF}
+    if isinstance(said := state.get("lens_row"), str):
+        names = readings(now, bool(state.get("lens_halves")) and has_halves(now.model))
+        state["lens_row"] = names.index(said) if said in names else None
     for key, each in allowed.items():
         if state.get(key) is not None and state[key] not in each:
             del state[key]
