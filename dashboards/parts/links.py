@@ -9,6 +9,7 @@ import streamlit as st
 from streamlit.components.v2 import component
 
 from dashboards.parts import models
+from dashboards.parts.put import put
 from dashboards.parts.state import version
 from dashboards.parts.words import plain
 
@@ -79,15 +80,14 @@ def read_link() -> None:
             del st.query_params[name]
         st.rerun()  # what streamlit takes for a field from the link is settled before a run; it fails on 1e999
     asked = st.query_params.to_dict()
-    st.session_state["_asked"] = asked.get("model", models.DEFAULT), asked.get("fp")
     st.session_state["_of_link"] = asked
+    st.session_state["_asked"] = asked.get("model", models.DEFAULT), asked.get("fp")
     if "model" in asked and asked["model"] not in models.names():
         st.session_state["_asked"] = models.DEFAULT, None
         st.toast(f"The link names a model that is not here: {plain(asked['model'], 60)}", icon=":material/info:")
         del st.query_params["model"]
 
 
-def _is_number(text: str) -> bool:
 def keep_fields() -> None:
     """Once a session, after the page is drawn: fields of the link that it has no widget for wait for their pages."""
     for name, text in st.session_state.pop("_of_link", {}).items():
@@ -107,6 +107,7 @@ def _value(name: str, text: str) -> Any:
     return kind(text) if 0 <= float(text) < 2**31 else None
 
 
+def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
@@ -186,5 +187,5 @@ def _open_state() -> None:
         st.session_state["_state_trouble"] = str(error)
         return
     for name, value in fields.items():
-        st.session_state[name] = value
+        put(name, value)
     st.session_state["_asked"] = fields.get("model", models.DEFAULT), str(content.get("fingerprint") or "")

@@ -10,6 +10,7 @@ from torch import Tensor
 from dashboards.parts import links, models
 from dashboards.parts.history import one_entry_a_run
 from dashboards.parts.models import Trouble
+from dashboards.parts.put import default, put
 from dashboards.parts.state import Chosen, Opened, kept, show
 from dashboards.parts.strip import strip
 from dashboards.parts.words import plain, report, token_text
@@ -22,9 +23,9 @@ LONGEST = 200_000  # characters of a prompt that are looked at
 def sidebar() -> None:
     """Draw the sidebar and the prompt, and put on show what they say."""
     links.read_link()
-    if added := st.session_state.pop("_take_model", None):
     with st.sidebar:
         one_entry_a_run()
+    if added := st.session_state.pop("_take_model", None):
         st.session_state["model"] = added
         _forget_prompt()
     with st.sidebar:
@@ -128,7 +129,7 @@ def _prompt(opened: Opened) -> tuple[str, bool]:
     with st.sidebar:
         prompt = st.text_area(
             "Prompt" if model.tokenizer else "Prompt (token ids)",
-            examples[0].prompt,
+            default("prompt", examples[0].prompt, ""),
             key="prompt",
             height=120,
             bind="query-params" if is_short else None,
@@ -143,20 +144,20 @@ def _prompt(opened: Opened) -> tuple[str, bool]:
                 st.button(plain(example.name), key=f"_example_{i}", on_click=_take, args=(fields,), width="stretch")
                 st.caption(plain(example.look_for))
         if model.tokenizer is None or model.tokenizer.bos_token_id is None:
-            return prompt, False
+            return prompt or "", False
         bos = st.toggle(
             f"Begin with {token_text(str(model.tokenizer.bos_token))}",
-            model.cfg.default_prepend_bos,
+            default("bos", model.cfg.default_prepend_bos, False),
             key="bos",
             bind="query-params",
         )
         st.caption("It begins every text; with it or without, every number is another.")
-    return prompt, bos
+    return prompt or "", bos
 
 
 def _take(fields: dict[str, str | None]) -> None:
     for name, value in fields.items():
-        st.session_state[name] = value if value is not None or name == "q" else ""
+        put(name, value if value is not None or name == "q" else "")
 
 
 def _position(model: HookedGPT) -> int | None:

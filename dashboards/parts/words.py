@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import streamlit as st
 
 from dashboards.parts.models import Trouble
+from dashboards.parts.put import put
 from interp.plots.theme import seen
 
 
@@ -31,4 +32,4 @@ def report(trouble: Trouble, key: str) -> None:
 
 def _fill_in(fields: Mapping[str, str | None]) -> None:
     for field, text in fields.items():
-        st.session_state[field] = text
+        put(field, text)

@@ -9,6 +9,7 @@ from pandas import DataFrame
 from torch import Tensor
 
 from dashboards.parts.figure import numbers, opening
+from dashboards.parts.put import default, put
 from dashboards.parts.state import Chosen, cached, chosen
 from dashboards.parts.strip import strip
 from dashboards.parts.words import plain, token_text
@@ -58,12 +59,12 @@ def controls(now: Chosen) -> Choices:
     first, second = st.columns(4), st.columns(4)
     url: Any = {"bind": "query-params"}
     for key, (low, high) in limits(now).items():  # a state file, or another model, may have set it beyond
-        if (value := st.session_state.get(key)) is not None:
-            st.session_state[key] = min(max(value, low), high)
+        if (value := st.session_state.get(key)) is not None and not low <= value <= high:
+            put(key, min(max(value, low), high))
 
-    def number(where: Any, label: str, key: str, default: float, step: float, told: str) -> float:
+    def number(where: Any, label: str, key: str, usual: float, step: float, told: str) -> float:
         low, high = limits(now)[key]
-        return where.number_input(label, low, high, default, step, key=key, help=told, **url)
+        return where.number_input(label, low, high, default(key, usual), step, key=key, help=told, **url)
 
     temperature = number(first[0], "Temperature", "temperature", 1.0, 0.1, "0: the likeliest")
     top_k = number(first[1], "Top k", "top_k", 0, 1, "0: off")
@@ -203,14 +204,18 @@ def page() -> None:
         return
     lengths = found.lengths.tolist()
     row = min(int(st.session_state.get("row") or 0), len(lengths) - 1)
+    if (st.session_state.get("row") or 0) > row:
+        st.session_state["row"] = row
     step = min(int(st.session_state.get("step") or 0), lengths[row] - 1)
     for i, length in enumerate(lengths):
         show_sample(now, choices, found, i, length, step if i == row else None)
     st.subheader(f"How token {step} was chosen" + (f", in sample {row}" if len(lengths) > 1 else ""))
     columns = st.columns(4)
-    columns[0].number_input("Step", 0, None, 0, key="step", bind="query-params", help="Or click a token above.")
+    columns[0].number_input(
+        "Step", 0, None, None, key="step", bind="query-params", placeholder="0", help="Or click a token above."
+    )
     if len(lengths) > 1:
-        columns[1].number_input("Sample", 0, len(lengths) - 1, 0, key="row", bind="query-params")
+        columns[1].number_input("Sample", 0, len(lengths) - 1, None, key="row", bind="query-params", placeholder="0")
     choice = cached(choice_of, choices, row, step)
     numbers(table_of(now, choice), key="steps", caption=caption_of(now, choice), code=code_of(now, choices, row, step))
 

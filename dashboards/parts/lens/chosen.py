@@ -6,6 +6,7 @@ import streamlit as st
 from xarray import Dataset
 
 from dashboards.parts.lens.measured import has_halves, lens
+from dashboards.parts.put import default
 from dashboards.parts.state import Chosen
 
 WIDTHS = (16, 24, 48)  # positions drawn at once
@@ -52,7 +53,7 @@ def choose(now: Chosen) -> Cell:
         colour = st.segmented_control(
             "Colour",
             list(COLOURS),
-            default="target_probability",
+            default=default("lens_colour", "target_probability"),
             format_func=COLOURS.__getitem__,
             key="lens_colour",
             bind="query-params",
@@ -61,7 +62,7 @@ def choose(now: Chosen) -> Cell:
         of = st.segmented_control(
             "Of",
             list(OF),
-            default="target",
+            default=default("lens_of", "target"),
             format_func=OF.__getitem__,
             key="lens_of",
             bind="query-params",
@@ -122,10 +123,10 @@ def _take_over(now: Chosen) -> None:
         state["lens_pos"] = None
     state["_lens_read"] = read
     n_rows = 1 + now.model.cfg.n_layers * (2 if state.get("lens_halves") and has_halves(now.model) else 1)
-    allowed = {"lens_pos": range(n), "lens_row": range(n_rows), "lens_colour": COLOURS, "lens_of": OF}
     if isinstance(said := state.get("lens_row"), str):
         names = readings(now, bool(state.get("lens_halves")) and has_halves(now.model))
         state["lens_row"] = names.index(said) if said in names else None
+    allowed = {"lens_pos": range(n), "lens_row": range(n_rows), "lens_colour": COLOURS, "lens_of": OF}
     for key, each in allowed.items():
         if state.get(key) is not None and state[key] not in each:
             del state[key]
