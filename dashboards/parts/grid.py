@@ -35,7 +35,8 @@ canvas { display: block; cursor: pointer; }
   overflow-wrap: anywhere;
 }
 .legend { display: flex; align-items: center; gap: 6px; margin: 6px 0 2px; font-size: 12px; }
-.legend i { width: 110px; height: 10px; border-radius: 2px; border: 1px solid var(--st-border-color); }
+.legend i { width: 110px; height: 10px; border-radius: 2px; border: 1px solid var(--st-border-color);
+  background-origin: border-box; }
 .legend b { font-weight: 400; margin-left: 4px; opacity: .8; }
 .live { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 """
@@ -195,7 +196,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   legend.querySelector(".low").textContent = data.legend.low
   legend.querySelector(".high").textContent = data.legend.high
   legend.querySelector("b").textContent = data.legend.title
-  legend.querySelector("i").style.background = "linear-gradient(to right, " + data.legend.colours.join(",") + ")"
+  legend.querySelector("i").style.backgroundImage = "linear-gradient(to right, " + data.legend.colours.join(",") + ")"
   live.textContent = ""
   tell(null)
   root.dataset.ready = ""

@@ -22,7 +22,15 @@ _CSS = """
 .strip button:focus-visible { outline: 2px solid var(--st-primary-color); outline-offset: 1px; }
 .strip button[aria-pressed="true"] { box-shadow: inset 0 0 0 2px var(--st-primary-color);
   border-color: var(--st-primary-color); }
+.strip button.read { border: 2px dashed var(--st-text-color); }
 .strip .end { flex-basis: 100%; height: 0; }
+.key { display: flex; gap: 6px; align-items: center; flex-wrap: wrap; min-height: 20px; margin-top: 4px;
+  font-family: var(--st-font); font-size: 12px; color: var(--st-text-color); }
+.key i { width: 110px; height: 10px; border-radius: 2px; border: 1px solid var(--st-border-color);
+  background-origin: border-box; }
+.key u { width: 14px; height: 10px; margin-left: 10px; border: 2px dashed var(--st-text-color); border-radius: 4px; }
+.key b { font-weight: 400; opacity: 0.8; }
+.key [hidden], .key[hidden] { display: none; }
 .foot { display: flex; gap: 10px; align-items: center; min-height: 22px; margin-top: 3px; font-family: var(--st-font);
   font-size: 13px; color: var(--st-text-color); opacity: 0.8; }
 .foot button { font: inherit; min-height: 24px; padding: 0 8px; border: 1px solid var(--st-border-color);
@@ -38,7 +46,7 @@ export default function (component) {
   const { data, parentElement, setTriggerValue } = component;
   const strip = parentElement.querySelector('.strip');
   const [back, range, on, told] = parentElement.querySelectorAll('.foot > *');
-  const { labels, said, fills, inks, selected, page, name } = data;
+  const { labels, said, fills, inks, key, read, selected, page, name } = data;
   const n = labels.length;
   const nPages = Math.max(1, Math.ceil(n / page));
   const before = pages.get(parentElement);
@@ -47,6 +55,16 @@ export default function (component) {
   const active = parentElement.activeElement || (parentElement.getRootNode().activeElement);
   const held = active && active.dataset ? active.dataset.place : undefined;
   strip.setAttribute('aria-label', name);
+  const told_of = parentElement.querySelector('.key');
+  told_of.hidden = !key;
+  if (key) {
+    const [low, scale, high, of, dashes, where] = told_of.children;
+    low.textContent = key.low;
+    high.textContent = key.high;
+    of.textContent = key.of;
+    scale.style.backgroundImage = `linear-gradient(to right, ${key.colours.join(', ')})`;
+    dashes.hidden = where.hidden = read === null;
+  }
 
   const tell = (i) => { told.textContent = i === null ? (selected === null ? '' : said[selected]) : said[i]; };
 
@@ -63,6 +81,7 @@ export default function (component) {
       button.tabIndex = i === entry ? 0 : -1;
       button.setAttribute('aria-label', said[i]);
       button.setAttribute('aria-pressed', String(i === selected));
+      if (i === read) button.classList.add('read');
       if (fills) { button.style.background = fills[i]; button.style.color = inks[i]; }
       button.onclick = () => setTriggerValue('clicked', i);
       button.onmouseenter = button.onfocus = () => tell(i);
@@ -108,6 +127,7 @@ export default function (component) {
 
 _HTML = """
 <div class="strip" role="toolbar"></div>
+<div class="key"><span></span><i></i><span></span><b></b><u></u><b>the position read</b></div>
 <div class="foot"><button type="button">Earlier</button><span></span><button type="button">Later</button>
 <span aria-hidden="true"></span></div>
 """
@@ -121,6 +141,7 @@ def strip(
     key: str,
     values: Sequence[float] | np.ndarray | None = None,
     selected: int | None = None,
+    read: int | None = None,
     colour: Literal["sequential", "diverging"] = "sequential",
     sets: str | None = None,
     also: Mapping[str, Any] | None = None,
@@ -133,8 +154,9 @@ def strip(
     state, and what `also` says to that of others.
 
     Each token is coloured by its value, between 0 and 1 (or the largest, if that is more), or symmetrically about 0;
-    `of` says what the values are, `notes` what else is told of each token under the mouse. A widget that a click sets
-    stands in the same fragment as the strip, or both in none.
+    `of` says what the values are, and a key below the strip what their colours; `notes` what else is told of each token
+    under the mouse. `read` is marked apart from `selected`. A widget that a click sets stands in the same fragment as
+    the strip, or both in none.
     """
     numbers = None if values is None else np.asarray(values, dtype=float)
     if numbers is not None and numbers.shape != (len(labels),):
@@ -145,6 +167,7 @@ def strip(
         f"{i} {label}"
         + ("" if numbers is None else f"  {of or 'value'} {numbers[i]:.4g}")
         + ("" if notes is None else f"  {notes[i]}")
+        + ("  the position read" if i == read else "")
         for i, label in enumerate(labels)
     ]
     data = {
@@ -152,6 +175,8 @@ def strip(
         "said": said,
         "fills": fills,
         "inks": inks,
+        "key": None if numbers is None else _key(numbers, colour, of or "value", dark),
+        "read": read,
         "selected": selected,
         "page": PAGE,
         "name": name,
@@ -164,13 +189,12 @@ def colours(values: np.ndarray, colour: str, is_dark: bool) -> tuple[list[str], 
     """A background for each value, and an ink that is read on it."""
     theme = palette("dark" if is_dark else "light")
     known = theme.sequential if colour == "sequential" else theme.diverging
+    low, high = _ends(values, colour)
     channels = np.array([[int(shade[i : i + 2], 16) for i in (1, 3, 5)] for shade in known])
     finite = np.isfinite(values)
-    largest = float(np.abs(values[finite]).max(initial=0.0))
+    share = np.clip((values - low) / (high - low), 0, 1)
     if colour == "sequential":
-        share = np.sqrt(np.clip(values / max(largest, 1.0), 0, 1))
-    else:
-        share = 0.5 + 0.5 * values / (largest or 1.0)
+        share = np.sqrt(share)
     at = np.where(finite, share, 0.0) * (len(known) - 1)
     rgb = np.stack([np.interp(at, range(len(known)), channel) for channel in channels.T], -1)
     missing = np.array([int(theme.missing[i : i + 2], 16) for i in (1, 3, 5)])
@@ -178,6 +202,25 @@ def colours(values: np.ndarray, colour: str, is_dark: bool) -> tuple[list[str], 
     linear = np.where(rgb / 255 <= 0.04045, rgb / 255 / 12.92, ((rgb / 255 + 0.055) / 1.055) ** 2.4)
     is_light = linear @ np.array([0.2126, 0.7152, 0.0722]) > 0.18  # where black and white are read equally well
     return [f"rgb({r},{g},{b})" for r, g, b in rgb.tolist()], ["#111418" if light else "#ffffff" for light in is_light]
+
+
+def _ends(values: np.ndarray, colour: str) -> tuple[float, float]:
+    """The values of the first colour and of the last."""
+    largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+    return (0.0, max(largest, 1.0)) if colour == "sequential" else (-(largest or 1.0), largest or 1.0)
+
+
+def _key(values: np.ndarray, colour: str, of: str, is_dark: bool) -> dict[str, Any]:
+    """What the colours say, and the numbers at their two ends."""
+    low, high = _ends(values, colour)
+    theme = palette("dark" if is_dark else "light")
+    is_signed = colour != "sequential"
+    return {
+        "low": f"{low:.3g}",
+        "high": f"{high:+.3g}" if is_signed else f"{high:.3g}",
+        "of": of if is_signed else f"{of}, by square root",
+        "colours": list(theme.diverging if is_signed else theme.sequential),
+    }
 
 
 def _setting(key: str, sets: str | None, also: Mapping[str, Any]) -> Callable[[], None]:

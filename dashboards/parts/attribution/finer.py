@@ -28,23 +28,23 @@ def draw_sources(now: Chosen, frozen: bool) -> None:
         return
     heads = found[(found.kind == "head").values]
     values = heads.sum("component").to_numpy()
-    clicked = strip(
+    at = st.session_state.get("_source")
+    if at is None or at >= len(now.labels):
+        at = int(np.abs(values).argmax())
+    strip(
         now.labels,
         key="source_strip",
         values=values,
         colour="diverging",
-        selected=st.session_state.get("_source"),
+        selected=at,
+        read=now.q,
         name="From where: click a token to see which heads bring what from it",
         of="adds",
         sets="_source",
         is_dark=now.is_dark,
     )
-    del clicked
     whole = float(heads.sum())
     st.caption(f"All heads add {whole:+.4g}; the other parts come from the position itself and are not in this strip.")
-    at = st.session_state.get("_source")
-    if at is None or at >= len(now.labels):
-        at = int(np.abs(values).argmax())
     _draw_from(now, heads, at)
 
 

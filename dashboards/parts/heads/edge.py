@@ -33,6 +33,7 @@ def draw_edge(now: Chosen, layer: int, head: int) -> None:
         key="key_strip",
         values=row,
         selected=k,
+        read=q,
         sets="k",
         of="attention",
         name=f"Keys of L{layer}H{head}: click one",
