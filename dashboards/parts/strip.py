@@ -22,7 +22,8 @@ _CSS = """
 .strip button:focus-visible { outline: 2px solid var(--st-primary-color); outline-offset: 1px; }
 .strip button[aria-pressed="true"] { box-shadow: inset 0 0 0 2px var(--st-primary-color);
   border-color: var(--st-primary-color); }
-.strip button.read { border: 2px dashed var(--st-text-color); }
+.strip button.read:not(:focus-visible) { outline: 2px dashed var(--st-text-color); outline-offset: 1px; }
+.strip button.read { margin: 2px 4px; }
 .strip .end { flex-basis: 100%; height: 0; }
 .key { display: flex; gap: 6px; align-items: center; flex-wrap: wrap; min-height: 20px; margin-top: 4px;
   font-family: var(--st-font); font-size: 12px; color: var(--st-text-color); }

@@ -15,7 +15,7 @@ import torch
 from dashboards.parts import state
 from interp import HookedGPT, zoo
 from interp.tokenization import Tokenizer
-from tests.dashboard.app import healthy, opened, shown
+from tests.dashboard.app import figure_of, healthy, opened, shown
 from tests.dashboard.browser import ROOT, Watched
 from tests.variants import variant
 
@@ -117,6 +117,14 @@ def test_hostile_prompts_are_read_as_text(prompt: str) -> None:
     assert now.tokens.tolist() == [[now.model.tokenizer.bos_token_id, *now.model.tokenizer.encode(prompt)]]
     assert len(now.labels) == now.tokens.shape[1]
     assert all(char.isprintable() for label in now.labels for char in label)
+
+
+def test_parts_of_characters_are_labelled_by_their_bytes() -> None:
+    at = opened(prompt="م 🙂", bos="false")
+    labels = [r"\xd9", r"\x85", "·", r"\xf0", r"\x9f", r"\x99", r"\x82"]
+    assert shown(at).labels == labels
+    at.switch_page("views/lens.py").run()
+    assert {*labels[:3]} <= {text.split(" ")[-1] for text in figure_of(healthy(at))["layout"]["xaxis"]["ticktext"]}
 
 
 def test_a_prompt_beyond_the_context_loses_its_first_tokens_and_says_so() -> None:
