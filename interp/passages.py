@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp.corpus import texts_of, token_file
+from interp.corpus import standard_library, texts_of, token_file
 from interp.model import HookedGPT
 from interp.model.inputs import check_range
 
@@ -68,6 +68,28 @@ def passages(
             )
         rows = _rows(_documents(model, corpus), width - len(bos))
     return _batches(model, _at_most(rows, max_tokens), bos, batch_size)
+
+
+def rows_like(model: HookedGPT, tokens: Int[Tensor, "1 pos"], n: int = 8, *, seed: int = 0) -> Int[Tensor, "row pos"]:
+    """So many other rows as long as a prompt, from anywhere in as many files of Python's standard library.
+
+    Files and places are drawn from `seed`; a row begins with the beginning-of-text token if the prompt does. For a
+    model without a tokenizer, tokens drawn at random.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    if model.tokenizer is None:
+        return torch.randint(0, model.cfg.d_vocab, (n, tokens.shape[1]), generator=draw).to(tokens.device)
+    first = int(tokens[0, 0])
+    bos = [first] if first == model.tokenizer.bos_token_id else []
+    width, rows = tokens.shape[1] - len(bos), list[list[int]]()
+    for text in standard_library(seed=seed):
+        ids = model.tokenizer.encode(text[: 40 * width])
+        if len(ids) >= width:
+            start = int(torch.randint(0, len(ids) - width + 1, (), generator=draw))
+            rows.append(bos + ids[start : start + width])
+        if len(rows) == n:
+            return torch.tensor(rows, device=tokens.device)
+    raise ValueError(f"in the standard library only {len(rows)} files have {width} tokens of this tokenizer, not {n}")
 
 
 def _batches(model: HookedGPT, rows: Iterator[Row], bos: list[int], batch_size: int) -> Iterator[Passage]:

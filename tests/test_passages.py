@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from interp import GPTConfig, HookedGPT
-from interp.passages import Passage, passages
+from interp.corpus import standard_library
+from interp.passages import Passage, passages, rows_like
 from interp.tokenization import Tokenizer
 
 BYTES = Tokenizer.bytes()
@@ -144,3 +145,23 @@ def test_a_corpus_that_cannot_be_read_is_refused(
 def test_texts_need_a_tokenizer() -> None:
     with pytest.raises(ValueError, match="no tokenizer"):
         list(passages(model(tokenizer=None), TEXTS))
+
+
+def test_rows_like_a_prompt_are_as_long_each_from_a_file_of_its_own_and_drawn_from_the_seed() -> None:
+    byte = model(n_ctx=16)
+    for prompt in (torch.arange(65, 80)[None], torch.tensor([[END, *b"def area(w):"]])):
+        rows = rows_like(byte, prompt, 5)
+        assert rows.shape == (5, prompt.shape[1])
+        has_bos = prompt[0, 0] == END
+        assert (rows[:, 0] == END).tolist() == [bool(has_bos)] * 5
+        texts = [BYTES.decode(row[int(has_bos) :].tolist()) for row in rows]
+        library = standard_library()[:20]
+        assert [any(text in each for each in library) for text in texts] == [True] * 5
+        assert len(set(texts)) == 5
+        assert torch.equal(rows, rows_like(byte, prompt, 5))
+        assert not torch.equal(rows, rows_like(byte, prompt, 5, seed=1))
+    bare = rows_like(model(tokenizer=None), torch.zeros(1, 7, dtype=torch.long), 3)
+    assert bare.shape == (3, 7)
+    assert len(bare.unique()) > 10
+    with pytest.raises(ValueError, match=r"only \d+ files have 30 tokens of this tokenizer, not 100000"):
+        rows_like(byte, torch.zeros(1, 30, dtype=torch.long), 100_000)

@@ -10,7 +10,7 @@ import numpy as np
 import streamlit as st
 from streamlit.components.v2 import component
 
-from interp.plots import Mosaic
+from interp.plots import Mosaic, grid_svg
 from interp.plots.theme import Theme, palette
 
 Colour = Literal["sequential", "diverging"]
@@ -274,6 +274,36 @@ def grid(
         clicked = _checked(found.clicked, size)
         _mark(data={"key": key, "at": clicked or selected}, key=f"{key}_mark")
     return clicked
+
+
+def svg_of(
+    z: np.ndarray | None,
+    *,
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    images: Mosaic | None = None,
+    text: Sequence[Sequence[str]] | None = None,
+    letters: Sequence[Sequence[str]] | None = None,
+    colour: Colour = "sequential",
+    scale: Scale | None = None,
+    theme: Theme = "light",
+    title: str = "",
+) -> str:
+    """The picture of the grid with these numbers or tiles, as a file."""
+    look = _look(z, images, colour, scale, theme)
+    legend = look["legend"]
+    return grid_svg(
+        row_labels,
+        column_labels,
+        colours=look.get("colours"),
+        images=images,
+        text=text,
+        letters=letters,
+        scale=(legend["low"], legend["high"], legend["title"]),
+        shades=legend["colours"],
+        title=title,
+        theme=theme,
+    )
 
 
 def _look(z: np.ndarray | None, images: Mosaic | None, colour: Colour, scale: Scale | None, theme: Theme) -> dict:

@@ -80,6 +80,7 @@ export default function (component) {
       button.textContent = labels[i];
       button.dataset.place = i;
       button.tabIndex = i === entry ? 0 : -1;
+      button.title = said[i];
       button.setAttribute('aria-label', said[i]);
       button.setAttribute('aria-pressed', String(i === selected));
       if (i === read) button.classList.add('read');

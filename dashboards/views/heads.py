@@ -5,7 +5,7 @@ import torch
 
 from dashboards.parts.heads.edge import draw_edge
 from dashboards.parts.heads.grid import draw_grid
-from dashboards.parts.heads.measured import strongest_head
+from dashboards.parts.heads.measured import measure, strongest_head
 from dashboards.parts.heads.one import draw_numbers, draw_pattern
 from dashboards.parts.heads.tables import draw_tables
 from dashboards.parts.state import Chosen, chosen
@@ -26,6 +26,7 @@ def explorer() -> None:
     """The grid, the head that is picked on it, and an edge of that head: one fragment, so that they stay in step."""
     now = chosen()
     settle(now)
+    measure(now)
     with st.container(key="explorer"):
         left, right = st.columns(2, gap="medium")
     with right:

@@ -7,7 +7,7 @@ from interp.heads.effects import direct_effects, disagreement, effect_names
 from interp.heads.patterns import Patterns, patterns
 from interp.heads.roles import ROLES, detect, roles
 from interp.heads.scores import SCORES, detect_pattern, scores
-from interp.heads.xray import EdgeXrays, edge_xray
+from interp.heads.xray import EdgeXrays, edge_writes, edge_xray
 
 __all__ = [
     "ROLES",
@@ -21,6 +21,7 @@ __all__ = [
     "detect_pattern",
     "direct_effects",
     "disagreement",
+    "edge_writes",
     "edge_xray",
     "effect_names",
     "head_card",

@@ -23,7 +23,8 @@ from interp.metrics import Answers
 from interp.model import HookedGPT
 from interp.patching.engine import Base, Row
 from interp.patching.sweep import Sweep
-from interp.results import token_labels
+from interp.results import token_labels, token_texts
+from interp.weights import ov_top_tokens
 from interp.weights.stream import checked_index
 
 if TYPE_CHECKING:
@@ -97,6 +98,25 @@ class EdgeXrays:
         coords["way"] = ["adds directly", "lost: zeroed", "lost: knocked out"]
         return Dataset(made, coords=coords, attrs=about)
 
+    @torch.no_grad()
+    def writes(self, layer: int, head: int, query: int, key: int, k: int = 8) -> Dataset:
+        """See `edge_writes`."""
+        from xarray import Dataset
+
+        found, model = self.patterns, self.patterns.model
+        layer, head = checked_index(model, "layer", layer), checked_index(model, "head", head)
+        source = int(found.tokens[0, key])
+        best = ov_top_tokens(model, [source], k, layers=[layer], heads=[head], progress=False)[0, 0, 0]
+        written = found[layer, head][0, query, key] * found.values(layer, head)[0, key]
+        cache, ids = ActivationCache(self.base.cache, model), best.token.to_numpy()
+        toward = [toward_answer(model, cache, layer, token, pos=query)[0, head] for token in ids.tolist()]
+        here = torch.stack(toward).double() @ written.double()
+        made = {"token": token_texts(model, torch.tensor(ids)), "token_id": ids}
+        made |= {"logit": best.to_numpy(), "here": here.cpu().numpy()}
+        about = {"method": "what an edge writes", "edge": f"L{layer}H{head} {query}->{key}", "source": source}
+        about |= {"model": model.fingerprint()}
+        return Dataset({name: ("rank", x) for name, x in made.items()}, {"rank": range(k)}, about)
+
     def _without(
         self,
         layer: int,
@@ -141,3 +161,14 @@ def edge_xray(
     """
     found = patterns(model, prompt, [checked_index(model, "layer", layer)], [checked_index(model, "head", head)])
     return EdgeXrays.of(found)(layer, head, query, key, answer, wrong)
+
+
+def edge_writes(model: HookedGPT, prompt: Any, layer: int, head: int, query: int, key: int, k: int = 8) -> Dataset:
+    """The k tokens whose logits a head's OV circuit raises most for the token at the key: an `xarray.Dataset` [rank].
+
+    `logit` is what attending to that token by itself does, by the weights alone (`weights.ov_top_tokens`); `here`, what
+    the edge adds to the token's logit in this prompt: its weight times the value at the key, which the layers before
+    have made, through the norms behind it with the scales of this run frozen.
+    """
+    found = patterns(model, prompt, [checked_index(model, "layer", layer)], [checked_index(model, "head", head)])
+    return EdgeXrays.of(found).writes(layer, head, query, key, k)

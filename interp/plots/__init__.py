@@ -16,6 +16,7 @@ from interp.plots.heatmap import heatmap, patterns
 from interp.plots.memories import layer_trends, memory_bars, neuron_card, next_token_bars, value_bars
 from interp.plots.mosaic import Mosaic, head_mosaic, mosaic
 from interp.plots.streams import stream_statistics
+from interp.plots.svg import grid_svg
 from interp.plots.sweeps import sweep
 from interp.plots.tables import lens_table
 from interp.plots.walk import attention_steps, bar_code, choice_bars
@@ -33,6 +34,7 @@ __all__ = [
     "composition_graph",
     "corpus_offsets",
     "edge_xray",
+    "grid_svg",
     "head_card",
     "head_mosaic",
     "head_pattern",

@@ -9,7 +9,8 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 from dashboards.parts.heads import measured
-from interp import HookedGPT, heads, lens, metrics, patching
+from interp import HookedGPT, heads, lens, metrics, patching, weights
+from interp.passages import rows_like
 from tests.dashboard.app import array, healthy, opened
 
 PROMPT = "def area(width, height):\n    return width *"
@@ -38,6 +39,11 @@ def drawn(at: AppTest, title: str) -> Any:
     """The figure with this title."""
     specs = [json.loads(each.proto.spec) for each in at.get("plotly_chart")]
     return next(spec for spec in specs if spec["layout"]["title"]["text"].startswith(title))
+
+
+def table_with(at: AppTest, column: str) -> Any:
+    """The table that has this column."""
+    return next(each.value for each in at.dataframe if column in each.value)
 
 
 def answers(model: HookedGPT, tokens: torch.Tensor, q: int) -> tuple[int, int]:
@@ -89,7 +95,14 @@ def test_the_numbers_of_a_head_are_the_librarys(model: HookedGPT, layer: int, he
         before = model(tokens)
     change = (after - before)[0, q]
     assert metric(at, "Lost: zeroed") == pytest.approx(float(change[foil] - change[target]), abs=2e-3)
-    table = at.dataframe[0].value
+    written, source = table_with(at, "here"), int(tokens[0, key])
+    ov = weights.ov_top_tokens(model, [source], 8, layers=[layer], heads=[head])[0, 0, 0]
+    np.testing.assert_allclose(written["by weights"], ov, rtol=1e-4)
+    of_first = lens.direct_logit_attribution(model, cache, int(ov.token[0]), by="source_position", pos=q)
+    assert written["here"][0] == pytest.approx(
+        float(of_first.sel(component=f"L{layer}H{head}", key_pos=key, prompt=0)), abs=1e-4
+    )
+    table = table_with(at, "weight")
     order = np.argsort(-pattern, axis=None)[:3]
     assert table["query_pos"].tolist()[:3] == (order // len(pattern)).tolist()
     assert table["weight"].tolist()[:3] == pytest.approx(pattern.flatten()[order].tolist(), abs=1e-6)
@@ -130,6 +143,7 @@ def test_every_widget_may_be_moved(model: HookedGPT) -> None:
         {"show": "Score", "score": "focus here", "model": "planted/induction"},
         {"show": "Effect", "effect": "direct effect"},
         {"show": "Effect", "effect": "its mean instead", "q": "9"},
+        {"show": "Effect", "effect": "as in another text"},
     ],
 )
 def test_the_code_makes_what_is_shown_again(query: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +154,7 @@ def test_the_code_makes_what_is_shown_again(query: dict[str, str], monkeypatch: 
         at.toggle(key="relative").set_value(True)
     healthy(at.run())
     snippets = [each.value for each in at.code if "interp" in each.value]
-    assert len(snippets) == 4  # grid, pattern, edge, pairs
+    assert len(snippets) == 5  # grid, pattern, edge, what it writes, pairs
     made: list[dict[str, Any]] = []
     for snippet in snippets:
         names: dict[str, Any] = {}
@@ -151,11 +165,14 @@ def test_the_code_makes_what_is_shown_again(query: dict[str, str], monkeypatch: 
         assert len(wanted) == len(found)
         numbers = "z" if place == 1 else "y"
         np.testing.assert_allclose(array(wanted[0][numbers]), array(found[0][numbers]), atol=1e-6)
-    assert made[3]["table"]["weight"].tolist() == pytest.approx(at.dataframe[0].value["weight"].tolist(), abs=1e-6)
+    written = table_with(at, "here")
+    assert made[3]["table"]["here"].tolist() == pytest.approx(written["here"].tolist(), abs=1e-5)
+    pairs = table_with(at, "weight")
+    assert made[4]["table"]["weight"].tolist() == pytest.approx(pairs["weight"].tolist(), abs=1e-6)
     if query.get("show") in ("Score", "Effect"):
         at.toggle(key="grid_table").set_value(True)
         healthy(at.run())
-        table = at.dataframe(key="grid_cells").value.to_numpy()
+        table = at.dataframe(key="grid_numbers").value.to_numpy()
         np.testing.assert_allclose(array(made[0]["fig"].data[0].z), table, atol=1e-5)
 
 
@@ -170,15 +187,28 @@ def test_each_score_and_effect_has_its_numbers_in_the_table(model: HookedGPT) ->
         at = opened(show="Score", score=name)
         at.toggle(key="grid_table").set_value(True)
         healthy(at.run())
-        np.testing.assert_allclose(at.dataframe(key="grid_cells").value.to_numpy(), wanted, atol=1e-9)
+        np.testing.assert_allclose(at.dataframe(key="grid_numbers").value.to_numpy(), wanted, atol=1e-9)
     target, foil = answers(model, tokens, -1)
     of = metrics.logit_diff(model, target, foil)
     without = patching.ablation(model, tokens, "z", of, kind="mean", progress=False)
     at = opened(show="Effect", effect="its mean instead")
     at.toggle(key="grid_table").set_value(True)
     healthy(at.run())
-    found = at.dataframe(key="grid_cells").value.to_numpy()
+    found = at.dataframe(key="grid_numbers").value.to_numpy()
     np.testing.assert_allclose(found, (without - without.base)[..., 0], atol=1e-5)
+
+
+def test_a_head_as_in_another_text_is_a_mean_over_rows_like_the_prompt(model: HookedGPT) -> None:
+    tokens = model.to_tokens(PROMPT)
+    others, of = rows_like(model, tokens, 8), metrics.logit_diff(model, *answers(model, tokens, -1))
+    at = opened(show="Effect", effect="as in another text", layer="1", head="2")
+    at.toggle(key="grid_table").set_value(True)
+    found = healthy(at.run()).dataframe(key="grid_numbers").value.to_numpy()
+    without = patching.ablation(model, tokens.expand(8, -1), "z", of, kind="resample", reference=others, progress=False)
+    np.testing.assert_allclose(found, (without - without.base).mean("prompt"), atol=1e-5)
+    assert f"{found[1, 2]:+.3f}" == next(each.value for each in at.metric if each.label == "Other text")
+    said = "what it is at the same place in other rows as long (Python's standard library, seed 0), a mean of n = 8"
+    assert said in texts(at)
 
 
 def test_what_takes_long_is_offered_first_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,11 +219,12 @@ def test_what_takes_long_is_offered_first_with_its_time(monkeypatch: pytest.Monk
     at.button(key="ablate_grid_zero").click()
     healthy(at.run())
     assert [each.label for each in at.metric][:3] == ["Adds directly", "Zeroed", "Score"]
+    assert "32 heads × 8 passes" in texts(opened(show="Effect", effect="as in another text"))
 
 
 @pytest.mark.slow
 def test_roles_are_measured_when_asked_for_and_say_their_null(model: HookedGPT) -> None:
-    below = "Where look and effect part"
+    below = "Score against effect"
     at = opened(show="Score", score="induction", layer="1", head="2", below=below)
     assert "it is measured once for a model" in texts(at)
     at.button(key="detect_head").click()
@@ -207,6 +238,7 @@ def test_roles_are_measured_when_asked_for_and_say_their_null(model: HookedGPT) 
     _, cache = model.run_with_cache(PROMPT)
     direct = heads.direct_effects(model, cache, *answers(model, model.to_tokens(PROMPT), -1))
     apart = heads.disagreement(found.value.sel(score="induction"), direct)
+    assert "a high score and next to no effect, or a large effect and a low score" in texts(at)
     table = at.dataframe(key="parting").value
     assert table["apart"].abs().is_monotonic_decreasing
     for name, x in zip(table["head"], table["apart"], strict=True):

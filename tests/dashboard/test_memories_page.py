@@ -88,6 +88,16 @@ def test_a_page_without_a_choice_shows_the_strongest_memory_and_one_with_a_layer
     assert "**L1N9** promotes" in said(opened(PAGE, mlp_layer="1", neuron="9"))
 
 
+def test_the_card_says_which_token_a_memory_pulls_towards() -> None:
+    at = opened(PAGE, target=" width", foil=" height")
+    each = effects(shown(at))
+    for place, words in ((each.argmax(), ("·width", "·height")), (each.argmin(), ("·height", "·width"))):
+        layer, neuron = divmod(int(place), 1024)
+        at.number_input(key="mlp_layer").set_value(layer)
+        at.number_input(key="neuron").set_value(neuron).run()
+        assert "; here it pulls towards {}, away from {}".format(*words) in said(healthy(at))
+
+
 @pytest.mark.parametrize("place", [(0, 3), (2, 110), (3, 1023)])
 def test_a_memorys_numbers_are_the_librarys(place: tuple[int, int], model: HookedGPT) -> None:
     layer, neuron = place

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from interp import HookedGPT
-from interp.heads import edge_xray, patterns
+from interp.heads import edge_writes, edge_xray, patterns
 from interp.lens import direct_logit_attribution
+from interp.weights import ov_top_tokens
 from tests.variants import VARIANTS, quick_of, some_tokens, variant
 
 QUERY, KEY = 5, 3
@@ -55,6 +56,24 @@ def test_an_edge_is_what_hooks_written_by_hand_say_of_it(name: str) -> None:
         without = [found.base - found.direct[KEY], found.zeroed, found.knocked_out]
         np.testing.assert_allclose(found.effect, [float(found.base - each) for each in without], atol=1e-12)
         assert float(found.knocked_out) == pytest.approx(by_hand, abs=1e-10)
+
+
+@pytest.mark.parametrize("name", quick_of(VARIANTS, "llama", "gptj", "gemma2", "post", "sandwich", "attn_only"))
+@torch.no_grad()
+def test_what_an_edge_writes_is_what_its_source_raises_by_weights_and_what_the_value_adds_here(name: str) -> None:
+    model, tokens = variant(name, torch.float64), some_tokens(1)
+    _, cache = model.run_with_cache(tokens)
+    for layer in range(model.cfg.n_layers):
+        head, source = 1 + layer, int(tokens[0, KEY])
+        found = edge_writes(model, tokens, layer, head, QUERY, KEY, 5)
+        by_weights = ov_top_tokens(model, [source], 5, layers=[layer], heads=[head])[0, 0, 0]
+        assert found.token_id.values.tolist() == by_weights.token.values.tolist()
+        np.testing.assert_array_equal(found.logit, by_weights)
+        for token, here in zip(found.token_id.values.tolist(), found.here.values, strict=True):
+            parts = direct_logit_attribution(model, cache, token, by="source_position", pos=QUERY)
+            assert here == pytest.approx(
+                float(parts.sel(component=f"L{layer}H{head}", prompt=0, key_pos=KEY)), abs=1e-10
+            )
 
 
 def test_in_the_last_layer_of_a_model_without_norms_cutting_takes_away_what_is_added_directly() -> None:

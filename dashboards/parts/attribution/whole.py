@@ -1,12 +1,14 @@
 """The parts of the logit difference: by what they are, and by head."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import streamlit as st
 
 from dashboards.parts.attribution.measured import Attribution, by_head, has_norm
 from dashboards.parts.figure import figure, opening
-from dashboards.parts.grid import grid, scale_of
+from dashboards.parts.grid import grid, scale_of, svg_of
 from dashboards.parts.heads.measured import quoted
 from dashboards.parts.put import default
 from dashboards.parts.state import Chosen
@@ -67,18 +69,16 @@ def draw_heads(now: Chosen, found: Attribution, frozen: bool) -> tuple[int, int]
     order = np.argsort(-np.abs(values), axis=None)[:2]
     largest = "; ".join(f"L{i}H{j} {values[i, j]:+.3f}" for i, j in (divmod(int(at), n_heads) for at in order))
     names = [[f"L{i}H{j} {values[i, j]:+.4g}" for j in range(n_heads)] for i in range(n_layers)]
-    clicked = grid(
-        values,
-        key="attribution_heads",
-        row_labels=[f"L{i}" for i in range(n_layers)],
-        column_labels=[f"H{j}" for j in range(n_heads)],
-        text=[[f"{x:+.2f}" for x in row] for row in values.tolist()] if values.size <= 800 else None,
-        said=names,
-        colour="diverging",
-        scale=scale_of(values, "diverging", question(now)),
-        theme=now.theme,
-        alt=f"What each head adds to the {question(now)}. Largest: {largest}.",
-    )
+    title = f"What each head adds to the {question(now)}"
+    look: dict[str, Any] = {
+        "row_labels": [f"L{i}" for i in range(n_layers)],
+        "column_labels": [f"H{j}" for j in range(n_heads)],
+        "text": [[f"{x:+.2f}" for x in row] for row in values.tolist()] if values.size <= 800 else None,
+        "colour": "diverging",
+        "scale": scale_of(values, "diverging", question(now)),
+        "theme": now.theme,
+    }
+    clicked = grid(values, key="attribution_heads", said=names, alt=f"{title}. Largest: {largest}.", **look)
     st.caption(f"What each head adds; together {values.sum():+.4g}. A click opens the head on the page Heads.")
     code = opening(now, "heads", "plots") + (
         "_, cache = model.run_with_cache(tokens)\n"
@@ -91,6 +91,7 @@ def draw_heads(now: Chosen, found: Attribution, frozen: bool) -> tuple[int, int]
         key="attribution_heads",
         code=code,
         made=lambda: plots.heatmap(z, scale="diverging", title=f"Heads: {question(now)}", theme=now.theme),
+        svg=lambda: svg_of(values, title=title, **look),
     )
     return clicked
 

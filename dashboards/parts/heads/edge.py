@@ -2,14 +2,17 @@
 
 import numpy as np
 import streamlit as st
+from pandas import DataFrame
 from xarray import DataArray, Dataset
 
-from dashboards.parts.figure import figure, opening
-from dashboards.parts.heads.measured import all_patterns, xray
+from dashboards.parts.figure import figure, numbers, opening
+from dashboards.parts.heads.measured import all_patterns, writes, xray
 from dashboards.parts.heads.one import check
 from dashboards.parts.state import Chosen
 from dashboards.parts.strip import strip
+from dashboards.parts.words import token_text
 from interp import plots
+from interp.plots.theme import seen
 
 
 def draw_edge(now: Chosen, layer: int, head: int) -> None:
@@ -55,6 +58,31 @@ def draw_edge(now: Chosen, layer: int, head: int) -> None:
     drawn = plots.edge_xray(found, theme=now.theme, title=f"L{layer}H{head}: {q} {now.labels[q]} → {k} {now.labels[k]}")
     table = DataArray(found.term.to_numpy(), coords={"dim": found.dim.to_numpy()}, dims="dim", name="q k / scale")
     figure(drawn, key="edge", caption=caption, code=code, data=table, alt=alt)
+    _draw_writes(now, layer, head, k)
+
+
+def _draw_writes(now: Chosen, layer: int, head: int, k: int) -> None:
+    """What the head's OV circuit says of the token at the key."""
+    found = writes(now, layer, head, k)
+    source = token_text(now.labels[k])
+    st.markdown(f"**What L{layer}H{head} writes for {source}**, the token at {k}")
+    code = opening(now, "heads") + (
+        f"found = heads.edge_writes(model, tokens, {layer}, {head}, {now.q}, {k}, {found.sizes['rank']})\n"
+        "table = found.to_dataframe()\n"
+    )
+    listed = DataFrame({
+        "raises most": list(map(seen, map(str, found.token.values))),
+        "by weights": found.logit.values,
+        "here": found.here.values,
+    })  # fmt: skip
+    numbers(
+        listed,
+        key="writes",
+        caption=f"By weights: what attending to {source} by itself does to each logit, through the OV circuit. Here: "
+        "the weight of this edge times the value at the key, which earlier layers have made, through the final norm as "
+        "it is in this prompt.",
+        code=code,
+    )
 
 
 def _draw_chain(found: Dataset) -> None:

@@ -1,18 +1,21 @@
 """One grid, three truths: what every head looks at, what is known of it, what hangs on it."""
 
-import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 from xarray import DataArray, Dataset
 
 from dashboards.parts.figure import opening
-from dashboards.parts.grid import Scale, grid, scale_of
+from dashboards.parts.grid import Scale, grid, scale_of, svg_of
 from dashboards.parts.heads.measured import (
     EFFECTS,
     HERE,
+    OTHERS,
+    all_patterns,
     detected,
     effect_or_offer,
     offer_to_detect,
@@ -20,7 +23,9 @@ from dashboards.parts.heads.measured import (
     quoted,
     score_of,
 )
-from dashboards.parts.state import Chosen, about
+from dashboards.parts.state import Chosen
+from dashboards.parts.taken import taken
+from interp import plots
 from interp.heads import SCORES
 
 MANY = 256  # heads; a picture of more takes a while to paint
@@ -51,7 +56,7 @@ def draw_grid(now: Chosen, layer: int, head: int) -> None:
 
 def _pattern_grid(now: Chosen, selected: tuple[int, int]) -> None:
     relative = st.toggle("A colour scale for each head", key="relative", bind="query-params")
-    picture = picture_of(now, relative)
+    picture, found = picture_of(now, relative), all_patterns()
     title = "of each head's own scale, by square root" if relative else "attention, by square root"
     pooled = f" A pixel is the largest of {picture.pooled} × {picture.pooled} places." if picture.pooled > 1 else ""
     _grid(
@@ -62,6 +67,7 @@ def _pattern_grid(now: Chosen, selected: tuple[int, int]) -> None:
         alt="Attention patterns of all heads",
         caption=f"Queries down, keys across.{pooled}",
         code=f"fig = plots.head_mosaic(heads.patterns(model, tokens), relative={relative})\n",
+        made=lambda: plots.head_mosaic(found, tokens=now.labels, relative=relative, theme=now.theme),
     )
 
 
@@ -77,6 +83,7 @@ def _score_grid(now: Chosen, selected: tuple[int, int]) -> None:
         caption = f"{HERE[name].capitalize()}. One prompt alone, without a null."
         code = "found = heads.corpus_statistics(model, tokens)\n"
         code += f"fig = plots.heatmap(({statistic}).rename({name!r}), title={name!r})\n"
+        made = lambda: plots.heatmap(z.rename(name), title=name, theme=now.theme)
         said, end = None, 1.0
     else:
         found = detected(now)
@@ -87,9 +94,11 @@ def _score_grid(now: Chosen, selected: tuple[int, int]) -> None:
             f"{found.value.attrs['null_of']}; n = {int(own.n)}."
         )
         code = f"found = heads.detect(model)\nfig = plots.head_scores(found.value, {name!r})\n"
+        made = lambda: plots.head_scores(found.value, name, theme=now.theme)
         said, end = _told(found, name), max(1.0, float(np.nanmax(z.to_numpy(), initial=0.0)))
     scale = Scale(0.0, end, name)
-    _grid(now, selected, z, scale=scale, said=said, alt=f"{name} of all heads", caption=caption, code=code)
+    alt = f"{name} of all heads"
+    _grid(now, selected, z, scale=scale, said=said, alt=alt, caption=caption, code=code, made=made)
 
 
 def _effect_grid(now: Chosen, selected: tuple[int, int]) -> None:
@@ -105,16 +114,26 @@ def _effect_grid(now: Chosen, selected: tuple[int, int]) -> None:
         code += f"found = heads.direct_effects(model, cache, {answers}, pos={now.q})\n"
         code += "fig = plots.heatmap(found, scale='diverging')\n"
     else:
-        to = "0" if kind == "zeroed" else "its mean over this prompt"
+        text = "Python's standard library" if now.model.tokenizer is not None else "tokens drawn at random"
+        to = {
+            "zero": "0",
+            "mean": "its mean over this prompt",
+            "resample": f"what it is at the same place in other rows as long ({text}, seed 0), a mean of n = {OTHERS}",
+        }[EFFECTS[kind]]
         caption = (
             f"The difference at position {now.q} without the head, less that with it"
             f" ({float(effect.attrs['base']):.4g}); its output is set to {to} at every position."
         )
         code = f"metric = metrics.logit_diff(model, {answers}, pos={now.q})\n"
-        code += f"found = patching.ablation(model, tokens, 'z', metric, kind={EFFECTS[kind]!r})\n"
+        prompts, more = "tokens", ""
+        if EFFECTS[kind] == "resample":
+            code += f"others = passages.rows_like(model, tokens, {OTHERS})\n"
+            prompts, more = f"tokens.expand({OTHERS}, -1)", ", reference=others"
+        code += f"found = patching.ablation(model, {prompts}, 'z', metric, kind={EFFECTS[kind]!r}{more})\n"
         code += "fig = plots.heatmap(found, effect=True)\n"
     scale, alt = scale_of(effect.to_numpy(), "diverging", title), f"{kind} of all heads {title}"
-    _grid(now, selected, effect, scale=scale, colour="diverging", alt=alt, caption=caption, code=code)
+    made = lambda: plots.heatmap(effect, scale="diverging", theme=now.theme)
+    _grid(now, selected, effect, scale=scale, colour="diverging", alt=alt, caption=caption, code=code, made=made)
 
 
 def _grid(
@@ -125,11 +144,13 @@ def _grid(
     alt: str,
     caption: str,
     code: str,
+    made: Callable[[], go.Figure],
     **look: Any,
 ) -> None:
     """The grid itself, what is said below it, and its numbers as a table."""
     rows = [f"L{i}" for i in range(now.model.cfg.n_layers)]
-    columns = [f"H{j}" for j in range(now.model.cfg.n_heads)]
+    title = alt
+    columns, letters = [f"H{j}" for j in range(now.model.cfg.n_heads)], _letters(now)
     if z is not None:
         numbers = z.to_numpy()
         words = [[f"{x:+.2f}" if look.get("colour") else f"{x:.2f}" for x in row] for row in numbers.tolist()]
@@ -146,7 +167,7 @@ def _grid(
         key="grid",
         row_labels=rows,
         column_labels=columns,
-        letters=_letters(now),
+        letters=letters,
         selected=selected,
         theme=now.theme,
         sets=("layer", "head"),
@@ -154,28 +175,29 @@ def _grid(
         **look,
     )
     st.caption(f"{caption} {_letters_said(now)}")
-    imports = {"heads", "plots"} | {name for name in ("metrics", "patching") if name in code}
-    code = opening(now, *imports) + code
-    with st.container(horizontal=True, vertical_alignment="center", key="grid_tools"):
-        is_table = z is not None and st.toggle("Table", key="grid_table")
-        with st.popover("As code", type="tertiary"):
-            st.code(code, language="python")
-        if z is None:
-            name, made, mime = "PNG", look["images"].png, "image/png"
-        else:
-            table = pd.DataFrame(z.to_numpy(), rows, columns)
-            name, made, mime = "CSV", lambda: f"# {json.dumps(about())}\n{table.to_csv()}", "text/csv"
-        st.download_button(
-            name, made, f"grid.{name.lower()}", mime, key="grid_file", on_click="ignore", type="tertiary"
-        )
-    if is_table and z is not None:
-        table = pd.DataFrame(z.to_numpy(), rows, columns)
-        st.dataframe(table, key="grid_cells", on_select=_cell_picked, selection_mode="single-cell", height=220)
+    imports = {"heads", "plots"} | {name for name in ("metrics", "passages", "patching") if f"{name}." in code}
+    seen: dict[str, Any] = {name: x for name, x in look.items() if name != "said"}
+    taken(
+        None if z is None else pd.DataFrame(z.to_numpy(), rows, columns),
+        key="grid",
+        code=opening(now, *imports) + code,
+        made=made,
+        svg=lambda: svg_of(
+            None if z is None else z.to_numpy(),
+            row_labels=rows,
+            column_labels=columns,
+            letters=letters,
+            theme=now.theme,
+            title=title,
+            **seen,
+        ),
+        png=None if z is not None else look["images"].png,
+        pick=_pick,
+    )
 
 
-def _cell_picked() -> None:
-    for row, column in st.session_state["grid_cells"].selection.cells[:1]:
-        st.session_state["layer"], st.session_state["head"] = int(row), int(str(column)[1:])
+def _pick(layer: int, head: int) -> None:
+    st.session_state["layer"], st.session_state["head"] = layer, head
 
 
 def _number(x: float) -> str:

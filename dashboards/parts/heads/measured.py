@@ -11,6 +11,7 @@ from xarray import DataArray, Dataset
 from dashboards.parts.state import Chosen, cached, kept, run
 from interp import ActivationCache, HookedGPT, heads, metrics, patching, plots
 from interp.heads import EdgeXrays, HeadCard, Patterns
+from interp.passages import rows_like
 from interp.plots import Mosaic
 from interp.plots.theme import Theme, seen
 
@@ -22,7 +23,14 @@ HERE = {
     "previous here": "attention to the token before, a mean over this prompt's queries",
     "itself here": "attention to the token itself, a mean over this prompt's queries",
 }
-EFFECTS = {"direct effect": "direct", "zeroed": "zero", "its mean instead": "mean"}
+EFFECTS = {
+    "direct effect": "direct",
+    "zeroed": "zero",
+    "its mean instead": "mean",
+    "as in another text": "resample",
+}
+OTHERS = 8  # rows of other text
+WRITTEN = 8  # tokens told of an edge
 
 
 def all_patterns() -> Patterns:
@@ -65,9 +73,11 @@ def direct(now: Chosen) -> DataArray:
 def ablated_of(model: HookedGPT, tokens: Tensor, q: int, target: int, foil: int, kind: str) -> DataArray:
     """For `cached`."""
     metric = metrics.logit_diff(model, target, foil, pos=q)
-    found = patching.ablation(model, tokens, "z", metric, kind=kind, progress=False)  # type: ignore[arg-type]
-    one = found.isel(prompt=0)
-    return (one - one.base).drop_vars(["prompt", "base"]).assign_attrs(found.attrs | {"base": float(one.base)})
+    others = rows_like(model, tokens, OTHERS) if kind == "resample" else None
+    prompts = tokens if others is None else tokens.expand(OTHERS, -1)
+    found = patching.ablation(model, prompts, "z", metric, kind=kind, reference=others, progress=False)  # type: ignore[arg-type]
+    effect = (found - found.base).mean("prompt").drop_vars("base", errors="ignore")
+    return effect.assign_attrs(found.attrs | {"base": float(found.base[0])})
 
 
 def xrays_of(found: Patterns) -> EdgeXrays:
@@ -81,6 +91,18 @@ def xray(now: Chosen, layer: int, head: int, key: int) -> Dataset:
     return xrays(layer, head, now.q, key, now.target, now.foil)
 
 
+def writes(now: Chosen, layer: int, head: int, key: int) -> Dataset:
+    """What that edge's head writes for the token at the key."""
+    xrays = kept(now.fingerprint, now.tokens, xrays_of, (all_patterns(),), ())
+    what = (layer, head, now.q, key, min(WRITTEN, now.model.cfg.d_vocab_out))
+    return kept(now.fingerprint, now.tokens, writes_of, (xrays, *what), what)
+
+
+def writes_of(xrays: EdgeXrays, *what: int) -> Dataset:
+    """For `kept`."""
+    return xrays.writes(*what)
+
+
 def seconds_of(model: HookedGPT, tokens: Tensor) -> float:
     """For `cached`: how long a pass takes."""
     start = perf_counter()
@@ -88,7 +110,7 @@ def seconds_of(model: HookedGPT, tokens: Tensor) -> float:
     return perf_counter() - start
 
 
-@st.cache_resource(max_entries=4, show_spinner="Holding every head against heads with shuffled weights")
+@st.cache_resource(max_entries=4, show_spinner=False)
 def _detected(fingerprint: str, _model: HookedGPT) -> Dataset:  # noqa: ARG001  it is what the result is known by
     return heads.detect(_model, progress=False)
 
@@ -96,6 +118,13 @@ def _detected(fingerprint: str, _model: HookedGPT) -> Dataset:  # noqa: ARG001  
 @st.cache_resource(max_entries=32, show_spinner="Reading text with this head")
 def _card(fingerprint: str, layer: int, head: int, _model: HookedGPT, _found: Dataset) -> HeadCard:  # noqa: ARG001
     return heads.head_card(_model, layer, head, found=_found, progress=False)
+
+
+def measure(now: Chosen) -> None:
+    """If it was asked for what heads are, find it out now, and say so where nothing else stands."""
+    if asked("roles", now.fingerprint):
+        with st.spinner("Holding every head against heads with shuffled weights"):
+            detected(now)
 
 
 def detected(now: Chosen) -> Dataset | None:
@@ -153,7 +182,7 @@ def effect_if_known(now: Chosen, kind: str) -> DataArray | None:
     """An effect of all heads, [layer head], if it takes no time, or was asked for."""
     if kind == "direct":
         return direct(now)
-    if seconds_at_most(now) > AT_ONCE and not asked("ablation", now.fingerprint, kind):
+    if seconds_at_most(now, kind) > AT_ONCE and not asked("ablation", now.fingerprint, kind):
         return None
     with st.spinner("Taking heads away"):
         return cached(ablated_of, now.q, now.target, now.foil, kind)
@@ -163,16 +192,18 @@ def effect_or_offer(now: Chosen, kind: str, where: str) -> DataArray | None:
     """The same; else a button, with the time that it takes."""
     found = effect_if_known(now, kind)
     if found is None:
-        n = now.model.cfg.n_layers * now.model.cfg.n_heads
-        st.info(f"{n} heads × one pass: {seconds_at_most(now):.0f} s at most.", icon=":material/timer:")
+        n, times = now.model.cfg.n_layers * now.model.cfg.n_heads, OTHERS if kind == "resample" else "one"
+        passes = f"{times} pass{'' if times == 'one' else 'es'}"
+        st.info(f"{n} heads × {passes}: {seconds_at_most(now, kind):.0f} s at most.", icon=":material/timer:")
         what = ("ablation", now.fingerprint, kind)
         st.button("Measure", key=f"ablate_{where}_{kind}", on_click=ask, args=what, icon=":material/play_arrow:")
     return found
 
 
-def seconds_at_most(now: Chosen) -> float:
+def seconds_at_most(now: Chosen, kind: str) -> float:
     """How long it takes to take every head away, by the time of a pass."""
-    return now.model.cfg.n_layers * now.model.cfg.n_heads * cached(seconds_of)
+    times = OTHERS if kind == "resample" else 1
+    return times * now.model.cfg.n_layers * now.model.cfg.n_heads * cached(seconds_of)
 
 
 def quoted(now: Chosen, token: int) -> str:

@@ -5,12 +5,21 @@ import streamlit as st
 from xarray import DataArray
 
 from dashboards.parts.figure import figure, opening
-from dashboards.parts.heads.measured import all_patterns, detected, effect_if_known, offer_to_detect, quoted, role_of
+from dashboards.parts.heads.measured import (
+    EFFECTS,
+    all_patterns,
+    detected,
+    effect_if_known,
+    offer_to_detect,
+    quoted,
+    role_of,
+)
 from dashboards.parts.state import Chosen
 from dashboards.parts.words import plain
 from interp import plots
 from interp.heads import ROLES, SCORES
 
+HELPS = {"Other text": "Its output set to what it is at the same place in other rows of text, a mean of several."}
 WINDOW, LONG = 128, 160  # tokens of a pattern at once, where there are more than so many: a click costs 200 kB
 
 
@@ -77,12 +86,15 @@ def check(what: str, off: float, limit: float) -> str:
 def draw_numbers(now: Chosen, layer: int, head: int) -> None:
     """What is known of the head, in a few lines."""
     labels = {"direct": "Adds directly", "zero": "Zeroed", "mean": "Mean instead"}
+    if EFFECTS.get(st.session_state.get("effect", "")) == "resample":  # it takes several times as long
+        labels["resample"] = "Other text"
     effects = {label: effect for kind, label in labels.items() if (effect := effect_if_known(now, kind)) is not None}
     n = now.model.cfg.n_layers * now.model.cfg.n_heads
     st.text(f"L{layer}H{head}: {role_of(now, layer, head)}")
     with st.container(horizontal=True, key="effects"):
         for label, each in effects.items():
-            st.metric(label, f"{float(each.sel(layer=layer, head=head)):+.3f}", width="content")
+            said = f"{float(each.sel(layer=layer, head=head)):+.3f}"
+            st.metric(label, said, help=HELPS.get(label), width="content")
     target, foil = plain(quoted(now, now.target)), plain(quoted(now, now.foil))
     st.caption(f"On the logit of {target} less that of {foil}, at position {now.q}.")
     found = detected(now)

@@ -1,4 +1,4 @@
-"""What stands below: strongest pairs, heads whose look and effect part, the head's card."""
+"""What stands below: strongest pairs, heads whose score and effect disagree, the head's card."""
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ MOST = 100  # rows of a table
 
 def draw_tables(now: Chosen, layer: int, head: int) -> None:
     """Three tables on tabs."""
-    tabs = st.tabs(["Strongest pairs", "Where look and effect part", "Head card"], key="below", bind="query-params")
+    tabs = st.tabs(["Strongest pairs", "Score against effect", "Head card"], key="below", bind="query-params")
     for tab, draw in zip(tabs, (_draw_pairs, _draw_parting, _draw_card), strict=True):
         if tab.open:
             with tab:
@@ -66,7 +66,7 @@ def _draw_parting(now: Chosen, *_: int) -> None:
         name: score.to_numpy()[layers, others],
         kind: effect.to_numpy()[layers, others],
         "apart": apart[layers, others],
-        "means": np.where(apart[layers, others] > 0, "looks, to no effect", "effect, without the look"),
+        "means": np.where(apart[layers, others] > 0, "high score, little effect", "large effect, low score"),
     }
     st.session_state["_parting"] = list(zip(layers.tolist(), others.tolist(), strict=True))
     st.dataframe(
@@ -78,7 +78,11 @@ def _draw_parting(now: Chosen, *_: int) -> None:
         width="stretch",
         height=300,
     )
-    st.caption("Rank by score less rank by the size of the effect, as shares of all heads; pick a row to see the head.")
+    st.caption(
+        f"Do the heads with a high score ({name}) also do something here ({kind})? First those where the answer is a "
+        "clear no: a high score and next to no effect, or a large effect and a low score. `apart` is the share of "
+        "heads with a lower score less the share with a smaller effect, from −1 to 1. Pick a row to see the head."
+    )
 
 
 def _row_picked() -> None:

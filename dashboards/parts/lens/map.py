@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from dashboards.parts.figure import figure, opening
-from dashboards.parts.grid import Scale, grid, scale_of
+from dashboards.parts.grid import Scale, grid, scale_of, svg_of
 from dashboards.parts.heads.measured import quoted
 from dashboards.parts.lens.chosen import COLOURS, Cell, readings
 from dashboards.parts.lens.measured import FAR, output_error, scale_by_layer, scales
@@ -29,16 +29,18 @@ def draw_map(now: Chosen, cell: Cell) -> None:
     colour = cell.colour
     z, look = _look(now, cell, colour)
     numbers = cell.found[colour].to_numpy()
+    look |= {
+        "row_labels": ["end" if i == len(cell.layers) - 1 else f"{x:g}" for i, x in enumerate(cell.layers)],
+        "column_labels": _columns(now, cell),
+        "text": _texts(cell),
+        "letters": _right(now, cell),
+        "theme": now.theme,
+    }
     grid(
         z,
         key="lens_grid",
-        row_labels=["end" if i == len(cell.layers) - 1 else f"{x:g}" for i, x in enumerate(cell.layers)],
-        column_labels=_columns(now, cell),
-        text=_texts(cell),
         said=_said(now, cell),
-        letters=_right(now, cell),
         selected=(cell.row, cell.column),
-        theme=now.theme,
         sets=("_lens_row", "_lens_column"),
         alt=_alt(now, cell, colour, numbers),
         **look,
@@ -47,7 +49,9 @@ def draw_map(now: Chosen, cell: Cell) -> None:
     _warn_of_scales(now)
     names = [f"{pos} {seen(now.labels[pos])}" for pos in range(cell.first, cell.last)]
     table = pd.DataFrame(numbers, readings(now, cell.halves), names)
-    taken(table, key="lens_map", code=_code(now, cell), made=lambda: _drawn(now, cell))
+    title = f"Logit lens of {now.name}: {COLOURS[colour]}"
+    svg = lambda: svg_of(z, title=title, **look)
+    taken(table, key="lens_map", code=_code(now, cell), made=lambda: _drawn(now, cell), svg=svg)
 
 
 def draw_figures(now: Chosen, cell: Cell) -> None:

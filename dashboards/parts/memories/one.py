@@ -35,10 +35,10 @@ def draw_memory(now: Chosen, layer: int, neuron: int) -> None:
     """Its coefficients on the prompt, its value and its key."""
     name = f"L{layer}N{neuron}"
     best, worst = value_of(now, layer, neuron)
-    st.markdown(f"**{name}** promotes {token_text(str(best.token.values[0]))}")
-    coefficients = coefficients_of(now, layer, neuron)
     one = updates_of(now, layer).isel(prompt=0)
     own = one[one.memory.values.tolist().index(name)]
+    st.markdown(f"**{name}** promotes {token_text(str(best.token.values[0]))}; {_pull(now, float(own))}")
+    coefficients = coefficients_of(now, layer, neuron)
     rank = 1 + int((abs(one) > abs(own)).sum())
     strip(
         now.labels,
@@ -85,6 +85,15 @@ def draw_memory(now: Chosen, layer: int, neuron: int) -> None:
         help="The embedding of each token read as if it were the whole stream before this MLP: positions, attention "
         "and earlier MLPs are left out. Below is what fires it in text.",
     )
+
+
+def _pull(now: Chosen, adds: float) -> str:
+    """Which of the two tokens asked for a memory speaks for."""
+    target, foil = token_text(named(now, now.target)), token_text(named(now, now.foil))
+    if adds == 0:
+        return f"here it pulls neither towards {target} nor towards {foil}"
+    towards, away = (target, foil) if adds > 0 else (foil, target)
+    return f"here it pulls towards {towards}, away from {away}"
 
 
 def draw_switch(now: Chosen, layer: int, neuron: int) -> None:
