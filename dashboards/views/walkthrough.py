@@ -15,16 +15,26 @@ from dashboards.parts.words import token_text
 
 _VIEWS = Path(__file__).parent
 
-# The list of stages: with names of its parts; where there is little room, in rows above the stage.
-STYLE = """
+# The list of stages, under the names of its parts; where there is little room, in rows above the stage.
+HEADINGS = "".join(
+    f"""
+  .st-key-stage [role=radiogroup] > div:nth-child({TITLES.index(first) + 1})::before {{ content: "{name}"; }}"""
+    for first, name in PARTS.items()
+)
+STYLE = f"""
 <style>
-.st-key-stage [role=radiogroup] { gap: 0.1rem; }
-.st-key-stage label { padding: 0.1rem 0; }
-@media (max-width: 1100px) {
-  .st-key-walk > [data-testid=stLayoutWrapper] > [data-testid=stHorizontalBlock] { flex-wrap: wrap; }
-  .st-key-walk_stages { width: 100% !important; }
-  .st-key-stage [role=radiogroup] { flex-flow: row wrap; column-gap: 1rem; }
-}
+.st-key-stage [role=radiogroup] {{ gap: 0.1rem; }}
+.st-key-stage [role=radiogroup] > div::before {{
+  display: block; margin-top: 0.5rem; font-size: 0.8rem; opacity: 0.7;
+}}
+[data-testid=stLayoutWrapper]:has(> .st-key-walk_stage) {{ min-width: min(26rem, 100%); }}
+@media (min-width: 1101px) {{{HEADINGS}
+}}
+@media (max-width: 1100px) {{
+  [data-testid=stLayoutWrapper]:has(> .st-key-walk_stages) {{ flex: 1 1 100%; width: 100%; }}
+  .st-key-walk_stages {{ width: 100%; }}
+  .st-key-stage [role=radiogroup] {{ flex-flow: row wrap; column-gap: 1rem; }}
+}}
 </style>
 """
 

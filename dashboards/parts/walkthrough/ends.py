@@ -19,7 +19,7 @@ from interp import plots
 from interp.generation import Choice, Sampling
 from interp.plots.theme import seen
 
-ROWS = 20  # tokens of the vocabulary that a table names
+ROWS, BARS = 20, 10  # tokens of the vocabulary that a table names, and a figure
 KEYS = 12  # keys drawn below the query
 
 
@@ -48,10 +48,10 @@ def draw_tokens(now: Chosen) -> None:
         name = token_text(now.labels[0])
         st.info(f"{name} was put before the text: no merges make it. Click another token.", icon=":material/info:")
         return
-    own, assert_tokens = names(now, found.tokens), found.tokens[found.within]
+    own, number = names(now, found.tokens), found.tokens[found.within]
     st.markdown(
-        f"The token that is read, {token_text(own[found.within])} (number {assert_tokens:,} of the vocabulary), is of "
-        f"the word {token_text(found.text)}"
+        f"The token that is read, **{token_text(own[found.within])}**, number {number:,} of the vocabulary, is of the "
+        f"word **{token_text(found.text)}**."
     )
     if found.merges is None:
         size = len(found.text.encode())
@@ -69,9 +69,8 @@ def draw_tokens(now: Chosen) -> None:
         "rank": [merge.rank for merge in found.merges],
         "pieces after it": [" | ".join(map(seen, merge.pieces)) for merge in found.merges],
     }
-    start = " | ".join(seen(char) for char in found.text)
     caption = (
-        f"It starts from {len(found.text.encode())} bytes: {token_text(start)}. Of all pairs of neighbours, that with "
+        f"It starts from {len(found.text.encode())} bytes. Of all pairs of neighbours, that with "
         f"the lowest rank is joined first; no pair of what is left is in the list. "
         + _ends_in(found.merges[-1].pieces if found.merges else None, own)
     )
@@ -101,15 +100,16 @@ def controls(now: Chosen, of: tuple[str, ...]) -> tuple[Sampling, int]:
         "seed": ("Seed", 0, 1, "The same seed draws the same token"),
     }
     values: dict[str, Any] = {}
-    columns = st.columns(max(3, len(of)))
+    columns = st.container(horizontal=True)
     for key, (low, high) in limits.items():
         label, default, step, what = told[key]
         before = st.session_state.get(key)
         if before is not None and not low <= before <= high:  # a state file, or another model, may have set it
             st.session_state[key] = min(max(before, low), high)
         if key in of:
-            where = columns[of.index(key)]
-            values[key] = where.number_input(label, low, high, default, step, key=key, help=what, bind="query-params")
+            values[key] = columns.number_input(
+                label, low, high, default, step, key=key, help=what, bind="query-params", width=170
+            )
         else:
             values[key] = default
     top_k, top_p = int(values["top_k"]) or None, values["top_p"]
@@ -121,7 +121,7 @@ def draw_chances(now: Chosen, layer: int, stage: str) -> None:
     """What temperature, filters and chance make of the logits."""
     of = {"Temperature": ("temperature",), "Top k, top p": ("temperature", "top_k", "top_p")}
     how, seed = controls(now, of.get(stage, ("temperature", "top_k", "top_p", "seed")))
-    found = chances(now, layer, how)
+    found = chances(now, layer, how, ROWS)
     code = _chances_code(now, how)
     choice = None if stage in of else drawn(now, layer, how, seed)
     if choice is not None:
@@ -131,21 +131,14 @@ def draw_chances(now: Chosen, layer: int, stage: str) -> None:
     whole = float(found.probability.sum()) + found.attrs["rest"]["probability"]
     st.dataframe(_table(now, found, choice), key="walk_chances", hide_index=True)
     figure(
-        plots.choice_bars(found.isel(token=slice(0, 10)).assign_attrs(_rest_after(found, 10)), theme=now.theme),
+        plots.choice_bars(chances(now, layer, how, BARS), theme=now.theme),
         key="walk_figure",
         caption=f"{left} {check('All probabilities sum to 1', abs(whole - 1), 1e-4)}",
         code=code,
         data=found[["own", "probability"]].to_dataframe().reset_index(),
-        alt="Bars of the ten likeliest outputs, before and after. "
+        alt="Bars of the likeliest outputs, before and after. "
         f"{found.token.values[0]!r} goes from {float(found.own[0]):.3f} to {float(found.probability[0]):.3f}.",
     )
-
-
-def _rest_after(found: Dataset, n: int) -> dict[str, Any]:
-    """What is left to the others, if fewer are named."""
-    more = found.isel(token=slice(n, None))
-    rest = {name: found.attrs["rest"][name] + float(more[name].sum()) for name in ("own", "probability")}
-    return {**found.attrs, "n_rest": found.attrs["n_rest"] + more.sizes["token"], "rest": rest}
 
 
 def _table(now: Chosen, found: Dataset, choice: Choice | None) -> DataFrame:
@@ -186,7 +179,7 @@ def _chances_code(now: Chosen, how: Sampling) -> str:
         f"logits, before = model(tokens)[0, {now.q}].detach(), tokens[:, : {now.q + 1}]\n"
         f"found = walk.choices(model, sampling, logits, before, {ROWS})\n"
         "numbers = {name: found[name].values for name in found.data_vars}\n"
-        "fig = plots.choice_bars(found)\n"
+        f"fig = plots.choice_bars(walk.choices(model, sampling, logits, before, {BARS}))\n"
     )
 
 
@@ -248,7 +241,7 @@ def draw_next(now: Chosen, layer: int, head: int) -> None:
 
 def _row(name: str, whole: Any, labels: list[str], values: Any, axes: str, formula: str) -> dict[str, Any]:
     shown = dict(zip(labels, values.tolist(), strict=False))
-    return {"quantity": name, "shape": " × ".join(map(str, whole.shape)), **shown, "axes": axes, "is": formula}
+    return {"quantity": name, "shape": " × ".join(map(str, whole.shape)), **shown, "is": formula, "axes": axes}
 
 
 def _walk_on(now: Chosen, token: int) -> None:

@@ -53,8 +53,8 @@ def draw_quantities(found: list[Quantity], at: dict[str, dict[str, int]]) -> Non
                 "quantity": each.name,
                 "shape": " × ".join(map(str, each.shape)),
                 **{label: float(each.values[place]) for label, place in named.items()},
-                "axes": " ".join(each.axes),
                 "is": each.formula,
+                "axes": " ".join(each.axes),
                 "hook point": each.hook or "",
             }
             for each in own

@@ -65,11 +65,10 @@ def has_merges(model: HookedGPT) -> bool:
     return True
 
 
-def chances(now: Chosen, layer: int, sampling: Sampling) -> Dataset:
+def chances(now: Chosen, layer: int, sampling: Sampling, top: int) -> Dataset:
     """The likeliest tokens, with what temperature and filters make of their logits."""
-    key = (now.q, sampling)
-    given = (now.model, sampling, way(now, layer).logits, now.tokens[:, : now.q + 1])
-    return kept(now.fingerprint, now.tokens, choices, given, key)
+    given = (now.model, sampling, way(now, layer).logits, now.tokens[:, : now.q + 1], top)
+    return kept(now.fingerprint, now.tokens, choices, given, (now.q, sampling, top))
 
 
 def drawn(now: Chosen, layer: int, sampling: Sampling, seed: int) -> Choice:
