@@ -27,6 +27,7 @@ PAGES = {
     "heads": ("Heads", ":material/grid_view:"),
     "lens": ("Lens", ":material/layers:"),
     "attribution": ("Attribution", ":material/bar_chart:"),
+    "patching": ("Patching", ":material/swap_horiz:"),
     "memories": ("Memories", ":material/key:"),
     "generate": ("Generate", ":material/edit_note:"),
     "walkthrough": ("Walkthrough", ":material/route:"),

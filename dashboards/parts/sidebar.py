@@ -92,7 +92,7 @@ def _chosen(opened: Opened) -> Chosen | Trouble:
             _token_field("target")
             _token_field("foil")
         return found
-    tokens, labels = found.tokens, _labels(model, found.tokens)
+    tokens, labels = found.tokens, labels_of(model, found.tokens)
     with st.sidebar:
         left_out = f", the first {found.n_left_out:,} left out" if found.n_left_out else ""
         st.caption(f"{len(labels)} / {model.cfg.n_ctx} tokens{left_out}")
@@ -202,7 +202,8 @@ def _numbers(model: HookedGPT, prompt: str) -> list[int] | Trouble:
     return list(map(int, words))
 
 
-def _labels(model: HookedGPT, tokens: Tensor) -> list[str]:
+def labels_of(model: HookedGPT, tokens: Tensor) -> list[str]:
+    """A visible text for each token; its number, without a tokenizer."""
     if model.tokenizer is None:
         return [str(token) for token in tokens[0].tolist()]
     return list(map(seen, model.to_str_tokens(tokens[0])))

@@ -10,13 +10,17 @@ from interp.zoo.planted import Planted
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt for a model, what to look for, and which two answers to tell apart."""
+    """A prompt for a model, what to look for, and which two answers to tell apart.
+
+    `counterpart` is a prompt of as many tokens, of which another answer is right: what to patch from, or into.
+    """
 
     name: str
     prompt: str  # text; token ids, for a model without a tokenizer
     look_for: str
     target: str | None = None
     foil: str | None = None
+    counterpart: str | None = None
 
 
 def examples(of: str | Planted, model: HookedGPT) -> list[Example]:
@@ -28,7 +32,12 @@ def examples(of: str | Planted, model: HookedGPT) -> list[Example]:
     if model.tokenizer is None:
         ids = [i % model.cfg.d_vocab for i in (1, 2, 3, 4, 1, 2, 3, 4)][: model.cfg.n_ctx]
         return [
-            Example("Four tokens, twice", " ".join(map(str, ids)), "What repeats is what an induction head is for.")
+            Example(
+                "Four tokens, twice",
+                " ".join(map(str, ids)),
+                "What repeats is what an induction head is for.",
+                counterpart=" ".join(map(str, ids[::-1])),
+            )
         ]
     return [Example(**each) for each in _ANY_TEXT]
 
@@ -38,6 +47,7 @@ _ANY_TEXT = (
         "name": "Two names",
         "prompt": "When Mary and John went to the store, John gave a drink to",
         "look_for": "The name that came once: heads that look back at it, and heads that hold the other down.",
+        "counterpart": "When Mary and John went to the store, Mary gave a drink to",
     },
     {
         "name": "The same again",
@@ -55,5 +65,6 @@ def _drawn(planted: Planted) -> list[Example]:
         asked = [pos for pos, is_asked in enumerate(inputs.mask[i].tolist()) if is_asked]
         answer = f" At position {asked[-1]} the right answer is {answers[asked[-1]]}." if asked else ""
         words = f"An input of the task that this model was built for.{answer}"
-        found.append(Example(f"Sample {i}", " ".join(map(str, tokens)), words))
+        other = inputs.tokens[(i + 1) % len(inputs.tokens)].tolist()
+        found.append(Example(f"Sample {i}", " ".join(map(str, tokens)), words, counterpart=" ".join(map(str, other))))
     return found

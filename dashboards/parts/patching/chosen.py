@@ -1,0 +1,152 @@
+"""The other prompt, and what is asked of the two: widgets that a link remembers."""
+
+from difflib import SequenceMatcher
+
+import streamlit as st
+
+from dashboards.parts.models import Trouble
+from dashboards.parts.patching.measured import DIRECTIONS, METRICS, PLACES, Asked, places
+from dashboards.parts.sidebar import LONGEST, labels_of, read
+from dashboards.parts.state import Chosen
+from dashboards.parts.strip import strip
+from dashboards.parts.words import plain, token_text
+from interp import zoo
+from interp.patching.activation import Direction
+
+
+def choose(now: Chosen) -> Asked | Trouble:
+    """Draw the other prompt and the choices, and read what they say; or why nothing can be patched."""
+    example = example_of(now)
+    known = None if example is None else example.counterpart
+    text = st.text_area(
+        "Corrupted prompt" if now.model.tokenizer else "Corrupted prompt (token ids)",
+        key="other",
+        bind="query-params",
+        height=90,
+        placeholder=known or "As many tokens as the prompt, of which another answer is right",
+        help="The prompt on the left is the clean one. Ctrl+Enter takes it over.",
+    )
+    if not text and known is None:
+        return Trouble(
+            "To patch, a second prompt is needed, of as many tokens.",
+            "Write the prompt again with another word, so that another answer is right.",
+            (("Begin with the prompt", {"other": now.prompt}),),
+        )
+    found = read(now.model, (text or known or "")[:LONGEST], now.bos)
+    if isinstance(found, Trouble):
+        return found
+    labels = labels_of(now.model, found.tokens)
+    differs = [a != b for a, b in zip(now.tokens[0].tolist(), found.tokens[0].tolist(), strict=False)]
+    if len(labels) != len(now.labels):
+        return Trouble(
+            f"The prompt has {len(now.labels)} tokens, the corrupted one {len(labels)}: {_diff(now.labels, labels)}.",
+            "Patching puts position for position: change words so that both have as many tokens.",
+        )
+    if not any(differs):
+        return Trouble("Both prompts are the same.", "Change a word, so that another answer is right.")
+    _draw_both(now, labels, differs)
+    if example is not None:
+        _offer_answers(now, example)
+    metric, direction = _choices()
+    other = tuple(found.tokens[0].tolist())
+    return Asked(other, now.q, now.target, now.foil, metric, direction)
+
+
+def example_of(now: Chosen) -> zoo.Example | None:
+    """The example of the model's card that is on show, if it has a counterpart."""
+    found = zoo.examples(now.planted or now.name, now.model)
+    return next((each for each in found if each.prompt == now.prompt and each.counterpart), None)
+
+
+def _offer_answers(now: Chosen, example: zoo.Example) -> None:
+    """The two answers that an example is about, where others are asked for."""
+    texts = {"target": example.target, "foil": example.foil}
+    if now.model.tokenizer is None or None in texts.values():
+        return
+    wanted = {name: str(text) for name, text in texts.items()}
+    if (now.target, now.foil) != tuple(map(now.model.to_single_token, wanted.values())):
+        words = " less ".join(map(token_text, wanted.values()))
+        if st.button(f"Ask for {words}, which this example is about", key="_answers", on_click=_fill, args=(wanted,)):
+            st.rerun()  # they stand beside the page, not in it
+
+
+def _fill(fields: dict[str, str]) -> None:
+    for name, text in fields.items():
+        st.session_state[name] = text
+
+
+def choose_place(now: Chosen) -> tuple[str, int | None]:
+    """The kind of place that is patched, and the layer, if it is of one alone."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        names = places(now.model)
+        place = st.segmented_control(
+            "Patched", names, default=names[0], key="patch_place", bind="query-params", required=True
+        )
+        place = place if place in names else names[0]
+        if not PLACES[place].is_one_layer:
+            return place, None
+        n = now.model.cfg.n_layers
+        if (st.session_state.get("patch_layer") or 0) >= n:
+            st.session_state["patch_layer"] = n - 1
+        layer = st.number_input("Layer", 0, n - 1, 0, key="patch_layer", bind="query-params", width=130)
+    return place, int(layer)
+
+
+def _choices() -> tuple[str, Direction]:
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        direction = st.segmented_control(
+            "Direction",
+            list(DIRECTIONS),
+            default="denoise",
+            format_func=DIRECTIONS.__getitem__,
+            key="patch_direction",
+            bind="query-params",
+            required=True,
+            help="Clean into corrupted shows what is enough for the answer; corrupted into clean, what it needs.",
+        )
+        metric = st.selectbox(
+            "Measured",
+            list(METRICS),
+            format_func=METRICS.__getitem__,
+            key="patch_metric",
+            bind="query-params",
+            width=380,
+        )
+    return metric, "noise" if direction == "noise" else "denoise"
+
+
+def _draw_both(now: Chosen, labels: list[str], differs: list[bool]) -> None:
+    n = sum(differs)
+    strip(
+        labels,
+        key="other_strip",
+        values=[float(each) for each in differs],
+        selected=now.q,
+        name="Corrupted prompt, token by token",
+        of="differs",
+        notes=[f"clean: {label}" for label in now.labels],
+        is_dark=now.is_dark,
+    )
+    st.caption(f"{n} of {len(labels)} tokens differ from the prompt above: they are coloured.")
+
+
+def _diff(clean: list[str], corrupted: list[str]) -> str:
+    """Where two prompts part, in words."""
+    said = []
+    for kind, a, b, c, d in SequenceMatcher(None, clean, corrupted, autojunk=False).get_opcodes():
+        if kind != "equal":
+            one, other = "".join(clean[a:b]), "".join(corrupted[c:d])
+            said.append(f"at {a} “{one[:40]}” ({b - a}) against “{other[:40]}” ({d - c})")
+    more = f" and {len(said) - 4} more" if len(said) > 4 else ""
+    return "; ".join(said[:4]) + more
+
+
+def said_of(asked: Asked, now: Chosen) -> str:
+    """What is measured, in words."""
+    name = lambda t: plain(str(t) if now.model.tokenizer is None else now.model.to_single_str_token(t), 30)
+    if asked.metric == "kl":
+        return f"KL from the clean run at position {asked.q}, nats"
+    if asked.metric == "log_prob":
+        return f"log-probability of “{name(asked.target)}” at position {asked.q}"
+    both = f"logit of “{name(asked.target)}” less that of “{name(asked.foil)}”"
+    return f"{both} at position {asked.q}, 0 corrupted to 1 clean"

@@ -1,0 +1,225 @@
+"""What the page on patching shows: each number is computed by `interp`, and kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from xarray import DataArray, Dataset
+
+from dashboards.parts.heads.measured import seconds_of
+from dashboards.parts.jobs import Tell
+from dashboards.parts.state import Chosen, cached
+from interp import HookedGPT, metrics, patching
+from interp.interventions import Patch, Site
+from interp.metrics import AnyMetric
+from interp.patching.activation import Direction
+from interp.patching.sites import By
+from interp.patching.sweep import Progress
+
+AT_ONCE = 3.0  # seconds that a sweep may take without being asked for
+FASTER = 4  # times than a loop of whole runs: a sweep on long prompts, at least
+
+METRICS = {
+    "scaled": "logit difference, 0 corrupted to 1 clean",
+    "log_prob": "log-probability of the target",
+    "kl": "KL from the clean run",
+}
+DIRECTIONS = {"denoise": "clean into corrupted", "noise": "corrupted into clean"}
+
+
+@dataclass(frozen=True)
+class What:
+    """A kind of place: a hook's name, and what it is taken apart by; `is_one_layer`, where all layers are too many."""
+
+    site: str
+    by: tuple[By, ...]
+    is_one_layer: bool = False
+
+    @property
+    def n_axes(self) -> int:
+        return len(self.by)
+
+
+PLACES = {
+    "Residual stream": What("resid_pre", ("pos",)),
+    "Attention out": What("attn_out", ("pos",)),
+    "MLP out": What("mlp_out", ("pos",)),
+    "Heads": What("z", ("head",)),
+    "Heads by position": What("z", ("head", "pos"), is_one_layer=True),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is patched from where into where, and how the outcome is measured; the clean run is the one on show."""
+
+    other: tuple[int, ...]  # the corrupted prompt's tokens
+    q: int
+    target: int
+    foil: int
+    metric: str
+    direction: Direction
+
+    @property
+    def corrupted(self) -> Int[Tensor, "1 pos"]:
+        return torch.tensor([self.other])
+
+    def metric_of(self, model: HookedGPT, tokens: Tensor) -> AnyMetric:
+        """The metric, of the position that is read."""
+        if self.metric == "kl":
+            return metrics.kl(model, tokens, pos=self.q)
+        if self.metric == "log_prob":
+            return metrics.log_prob(model, self.target, pos=self.q)
+        return metrics.logit_diff(model, self.target, self.foil, pos=self.q, clean=tokens, corrupted=self.corrupted)
+
+    def code(self) -> str:
+        """The same in the code of a figure, where `tokens` and `corrupted` are there."""
+        if self.metric == "kl":
+            return f"metric = metrics.kl(model, tokens, pos={self.q})\n"
+        if self.metric == "log_prob":
+            return f"metric = metrics.log_prob(model, {self.target}, pos={self.q})\n"
+        return (
+            f"metric = metrics.logit_diff(\n    model, {self.target}, {self.foil}, pos={self.q}, clean=tokens, "
+            "corrupted=corrupted\n)\n"
+        )
+
+
+def places(model: HookedGPT) -> list[str]:
+    """The kinds of places that this model has."""
+    ends = {name.rpartition(".hook_")[2] for name in model.hook_dict}
+    return [name for name, what in PLACES.items() if what.site in ends]
+
+
+def ends_of(model: HookedGPT, tokens: Tensor, asked: Asked) -> tuple[float, float]:
+    """For `cached`: the metric of the clean run and that of the corrupted one."""
+    metric = asked.metric_of(model, tokens)
+    found = [float(metrics.measured(model, each, metric)[0]) for each in (tokens, asked.corrupted)]
+    return found[0], found[1]
+
+
+def differences_of(model: HookedGPT, tokens: Tensor, asked: Asked) -> tuple[float, float]:
+    """For `cached`: the logit difference of both, as it is."""
+    metric = metrics.logit_diff(model, asked.target, asked.foil, pos=asked.q)
+    found = [float(metrics.measured(model, each, metric)[0]) for each in (tokens, asked.corrupted)]
+    return found[0], found[1]
+
+
+def gradient_of(model: HookedGPT, tokens: Tensor, asked: Asked, place: str, layer: int | None) -> DataArray:
+    """For `cached`: the estimate, what each patch would change."""
+    what = PLACES[place]
+    found = patching.attribution_patching(
+        model,
+        tokens,
+        asked.corrupted,
+        what.site,
+        asked.metric_of(model, tokens),
+        by=what.by,
+        direction=asked.direction,
+        layers=None if layer is None else [layer],
+        progress=False,
+    )
+    return found.isel(prompt=0, drop=True)
+
+
+def exact_of(
+    model: HookedGPT,
+    tokens: Tensor,
+    asked: Asked,
+    place: str,
+    layers: tuple[int, ...] | None,
+    progress: Progress = False,
+    file: Path | None = None,
+) -> DataArray:
+    """For `cached`: what each patch changes."""
+    what = PLACES[place]
+    found = patching.activation_patching(
+        model,
+        tokens,
+        asked.corrupted,
+        what.site,
+        asked.metric_of(model, tokens),
+        by=what.by,
+        direction=asked.direction,
+        layers=layers,
+        progress=progress,
+        file=file,
+    )
+    one = found.isel(prompt=0)
+    return (one - one.base).drop_vars(["prompt", "base"]).assign_attrs(found.attrs)
+
+
+def exact_by_layer(model: HookedGPT, tokens: Tensor, asked: Asked, place: str, tell: Tell) -> dict[int, DataArray]:
+    """A job: the same, a layer after the other, the last one first: its rows are done soonest."""
+    found: dict[int, DataArray] = dict(tell.before or {})
+    layers = range(model.cfg.n_layers)[::-1]
+    for i, layer in enumerate(layers):
+        if layer not in found:
+            found[layer] = exact_of(
+                model, tokens, asked, place, (layer,), progress=tell.part(i, len(layers)), file=tell.file(str(layer))
+            )
+        tell(i + 1, len(layers), dict(found))
+    return found
+
+
+def seconds_at_most(now: Chosen, place: str) -> float:
+    """How long an exact sweep takes, by the time of a pass."""
+    cfg, n_pos = now.model.cfg, len(now.labels)
+    sizes = {"pos": n_pos, "head": cfg.n_heads, "layer": cfg.n_layers, "neuron": 0}
+    n = 1 if PLACES[place].is_one_layer else cfg.n_layers
+    for axis in PLACES[place].by:
+        n *= sizes[axis]
+    return n * cached(seconds_of) / FASTER
+
+
+def patched_of(
+    model: HookedGPT, tokens: Tensor, asked: Asked, site: str, layer: int, head: int | None, pos: int | None
+) -> Dataset:
+    """For `cached`: a whole run with one patch: its likeliest tokens, with their probabilities in all three runs.
+
+    `change` is what the patch does to the metric.
+    """
+    own, other = (asked.corrupted, tokens) if asked.direction == "denoise" else (tokens, asked.corrupted)
+    where = Site(site, layer, head=head, pos=pos)
+    name = where.point(model).name
+    _, cache = model.run_with_cache(other, None, names_filter=[name])
+    metric = asked.metric_of(model, tokens)
+    before = float(metrics.measured(model, own, metric)[0])
+    with model.edit([Patch(where, cache[name])]):
+        after, logits = float(metrics.measured(model, own, metric)[0]), model(own)[0, asked.q]
+    patched = logits.double().softmax(-1)
+    top = patched.topk(min(10, len(patched))).indices
+    clean, corrupted = (model(each)[0, asked.q].double().softmax(-1) for each in (tokens, asked.corrupted))
+    runs = {"clean": clean[top], "corrupted": corrupted[top], "patched": patched[top]}
+    made = {name: ("token_id", each.cpu().numpy()) for name, each in runs.items()}
+    return Dataset(made, coords={"token_id": top.tolist()}, attrs={"change": after - before})
+
+
+def paths_of(
+    model: HookedGPT, tokens: Tensor, asked: Asked, sender: tuple[int, int], receiver: tuple[int, int] | None
+) -> DataArray:
+    """For `cached`: what the receiver's hearing the other run from the sender alone changes, by what it reads.
+
+    Without a receiver, the logits hear it.
+    """
+    from_site = Site("z", sender[0], head=sender[1])
+    receivers: list[Any] = ["logits"]
+    if receiver is not None:
+        layer, head = receiver
+        kv = head // (model.cfg.n_heads // model.cfg.n_key_value_heads)
+        q, k, v = Site("q", layer, head=head), Site("k", layer, head=kv), Site("v", layer, head=kv)
+        receivers = [[q], [k], [v], [q, k, v]]
+    found = patching.path_patching(
+        model,
+        tokens,
+        asked.corrupted,
+        [from_site],
+        receivers,
+        asked.metric_of(model, tokens),
+        direction=asked.direction,
+        progress=False,
+    )
+    one = found.isel(prompt=0, site=0)
+    return (one - one.base).drop_vars(["prompt", "base", "site"]).assign_attrs(found.attrs)
