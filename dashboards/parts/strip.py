@@ -156,9 +156,9 @@ def strip(
     state, and what `also` says to that of others.
 
     Each token is coloured by its value, between 0 and 1 (or the largest, if that is more), or symmetrically about 0;
-    `of` says what the values are, and a key below the strip what their colours; `notes` what else is told of each token
-    under the mouse. `read` is marked apart from `selected`. A widget that a click sets stands in the same fragment as
-    the strip, or both in none.
+    `of` says what the values are, and a key below the strip what their colours, unless it is left out; `notes` what
+    else is told of each token under the mouse. `read` is marked apart from `selected`. A widget that a click sets
+    stands in the same fragment as the strip, or both in none.
     """
     numbers = None if values is None else np.asarray(values, dtype=float)
     if numbers is not None and numbers.shape != (len(labels),):
@@ -167,7 +167,7 @@ def strip(
     fills, inks = (None, None) if numbers is None else colours(numbers, colour, dark)
     said = [
         f"{i} {label}"
-        + ("" if numbers is None else f"  {of or 'value'} {numbers[i]:.4g}")
+        + ("" if numbers is None or not of else f"  {of} {numbers[i]:.4g}")
         + ("" if notes is None else f"  {notes[i]}")
         + ("  the position read" if i == read else "")
         for i, label in enumerate(labels)
@@ -177,7 +177,7 @@ def strip(
         "said": said,
         "fills": fills,
         "inks": inks,
-        "key": None if numbers is None else _key(numbers, colour, of or "value", dark),
+        "key": None if numbers is None or not of else _key(numbers, colour, of, dark),
         "read": read,
         "selected": selected,
         "page": PAGE,

@@ -27,7 +27,7 @@ NOT_NUMBERS = ("quantity", "shape", "is", "axes", "hook point")
 
 @pytest.fixture
 def llama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The allowed folder, with a random model of Llama's kind in it: RMS norms, rotary, grouped queries, a gated MLP."""
+    """The allowed folder, with a random model of Llama's kind: RMS norms, rotary, grouped queries, a gated MLP."""
     saved_model("Llama 3.x", tmp_path / "llama")
     monkeypatch.setenv("INTERP_MODELS", str(tmp_path))
     return tmp_path
@@ -265,7 +265,7 @@ def test_a_prompt_as_long_as_the_context_is_walked_along_in_windows() -> None:
     at.slider(key="_walk_first").set_value(10).run()
     assert "drawn are tokens 10 to 41" in said(healthy(at))
     own = figure_of(at)["data"]
-    weights = [trace for trace in own if trace["name"] == "weights"][0]
+    weights = next(trace for trace in own if trace["name"] == "weights")
     with torch.no_grad():
         layer, head = (int(at.number_input(key=key).placeholder) for key in ("layer", "head"))
         pattern = now.model.run_with_cache(now.tokens, names_filter=f"blocks.{layer}.attn.hook_pattern")[1][

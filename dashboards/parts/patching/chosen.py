@@ -121,9 +121,8 @@ def _draw_both(now: Chosen, labels: list[str], differs: list[bool]) -> None:
         labels,
         key="other_strip",
         values=[float(each) for each in differs],
-        selected=now.q,
+        read=now.q,
         name="Corrupted prompt, token by token",
-        of="differs",
         notes=[f"clean: {label}" for label in now.labels],
         is_dark=now.is_dark,
     )

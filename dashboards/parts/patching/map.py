@@ -1,5 +1,7 @@
 """The map of what each patch changes, exact and estimated."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -9,7 +11,7 @@ from xarray import DataArray, concat
 
 from dashboards.parts import jobs
 from dashboards.parts.figure import opening
-from dashboards.parts.grid import Scale, grid, scale_of
+from dashboards.parts.grid import Scale, grid, scale_of, svg_of
 from dashboards.parts.patching.chosen import said_of
 from dashboards.parts.patching.measured import (
     AT_ONCE,
@@ -98,12 +100,17 @@ def _draw(
         f"{table.index[i]} {table.columns[j]} {z[i, j]:+.3f}" for i, j in (divmod(k, z.shape[1]) for k in finite)
     ]
     kind = "exact" if key == "patch_exact" else "estimated"
+    look: dict[str, Any] = {
+        "row_labels": table.index.tolist(),
+        "column_labels": _short(now, place, table),
+        "text": [[f"{x:+.2f}" if np.isfinite(x) else "" for x in row] for row in z] if z.size <= TEXTS else None,
+        "colour": "diverging",
+        "scale": Scale(scale.low, scale.high, "change"),
+        "theme": now.theme,
+    }
     grid(
         z,
         key=key,
-        row_labels=table.index.tolist(),
-        column_labels=_short(now, place, table),
-        text=[[f"{x:+.2f}" if np.isfinite(x) else "" for x in row] for row in z] if z.size <= TEXTS else None,
         said=[
             [
                 f"{row} {column}\n" + (f"{x:+.4f}" if np.isfinite(x) else "not computed yet")
@@ -112,17 +119,16 @@ def _draw(
             for row, values in zip(table.index, z, strict=True)
         ],
         selected=picked(z if best is None else best),
-        colour="diverging",
-        scale=Scale(scale.low, scale.high, "change"),
-        theme=now.theme,
         sets=("_patch_row", "_patch_column"),
         alt=f"{place}: {kind} change of the {said_of(asked, now)}. Largest: {', '.join(largest)}.",
+        **look,
     )
     taken(
         table,
         key=f"{key}_map",
         code=code_of(now, asked, place, layer, kind == "exact"),
         made=lambda: _figure(now, found, kind),
+        svg=lambda: svg_of(z, title=f"{place}, {kind}: change of the {said_of(asked, now)}", **look),
     )
 
 
