@@ -261,7 +261,10 @@ def _no_next(facts: Facts) -> str | None:
     if not facts.writes:
         return "This model's outputs are answers, not tokens that it could read: it does not go on."
     if not facts.room:
-        return f"The context is full: this model reads {facts.cfg.n_ctx} tokens at once, and has no place for one more."
+        return (
+            f"The context is full: this model reads {facts.cfg.n_ctx} tokens at once, and has no place for one more. "
+            "Click an earlier token to see what may follow it."
+        )
     return None
 
 
