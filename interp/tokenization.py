@@ -254,9 +254,13 @@ class Tokenizer:
 
     def merges(self, text: str) -> list[Merge]:
         """The merges of byte-pair encoding, in order, that lead from the text's bytes to its tokens."""
-        model = json.loads(self.to_json())["model"]
-        if model.get("type") != "BPE" or not isinstance(self._backend.pre_tokenizer, pre_tokenizers.ByteLevel):
+        whole = json.loads(self.to_json())
+        model, cut = whole["model"], whole.get("pre_tokenizer") or {}
+        cuts = cut.get("pretokenizers", [cut])  # Llama 3 and Qwen cut words first, and turn them into bytes then
+        if model.get("type") != "BPE" or not cuts or cuts[-1].get("type") != "ByteLevel":
             raise ValueError("merges are those of byte-level BPE; this tokenizer is of another kind")
+        if self._backend.normalizer is not None:
+            text = self._backend.normalizer.normalize_str(text)
         pairs = (tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"])
         ranks = {pair: rank for rank, pair in enumerate(pairs)}
         added = [re.escape(token.content) for token in self._backend.get_added_tokens_decoder().values()]

@@ -5,8 +5,10 @@ import random
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers, pre_tokenizers
 
 from interp import HookedGPT
 from interp.tokenization import TextStream, Tokenizer
@@ -152,6 +154,21 @@ def test_an_old_pair_of_files_has_the_special_tokens_it_is_told(tmp_path: Path) 
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (299, 299, 300)
     assert tokenizer.encode("</s>the") == [299, *BPE.encode("the")]
     assert not tokenizer.knows("<|endoftext|>")
+
+
+@given(st.text(alphabet=st.sampled_from("the cat, sat on ä\n 12ﬁ"), max_size=30))
+def test_words_may_be_cut_before_they_become_bytes(text: str) -> None:
+    backend = tokenizers.Tokenizer.from_str(BPE.to_json())
+    words = pre_tokenizers.Split(tokenizers.Regex(r" ?\w+|\s+|[^\s\w]+"), "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, as_bytes])  # type: ignore[assignment]
+    backend.normalizer = normalizers.NFC()  # type: ignore[assignment]
+    tokenizer = Tokenizer(backend)
+    steps, ids = tokenizer.merges(text), tokenizer.encode(text)
+    assert not steps or steps[-1].pieces == tokenizer.token_strings(ids)
+    for place in range(len(ids)):
+        word, within = tokenizer.word_at(text, place)
+        assert tokenizer.encode(word)[within] == ids[place]
 
 
 def test_merges_of_a_known_case() -> None:

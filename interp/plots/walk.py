@@ -63,12 +63,17 @@ def bar_code(vectors: DataArray, *, title: str | None = None, theme: Theme = "li
 
 
 def attention_steps(
-    found: Dataset, steps: Sequence[str] = tuple(STEPS), *, title: str | None = None, theme: Theme = "light"
+    found: Dataset,
+    steps: Sequence[str] = tuple(STEPS),
+    *,
+    query: int | None = None,
+    title: str | None = None,
+    theme: Theme = "light",
 ) -> go.Figure:
     """A head's matrices [query_pos key_pos] side by side (`heads.Patterns.steps`), from q · k to weights.
 
-    Products and scores have 0 in the middle of their colours, each a scale of its own; weights go from 0 to 1. What a
-    query may not look at is grey.
+    Products and scores share a scale about 0, so that smaller numbers look smaller; weights go from 0 to 1. What a
+    query may not look at is grey; the row `query` has a frame.
     """
     if not steps or set(steps) - STEPS.keys():
         raise ValueError(f"steps={list(steps)}; allowed: some of {list(STEPS)}")
@@ -76,11 +81,13 @@ def attention_steps(
     figure = make_subplots(
         1, n, subplot_titles=[STEPS[step] for step in steps], shared_yaxes=True, horizontal_spacing=0.16 / n
     )
+    signed = np.concatenate([found[step].to_numpy().ravel() for step in steps if step != "weight"] or [np.zeros(1)])
+    largest = float(np.abs(signed[np.isfinite(signed)]).max(initial=0.0)) or 1.0
     for i, step in enumerate(steps, 1):
         values = found[step].to_numpy().astype(float)
         there = np.isfinite(values)
-        end = 1.0 if step == "weight" else float(np.abs(values[there]).max(initial=0.0)) or 1.0
         is_signed = step != "weight"
+        end = largest if is_signed else 1.0
         names = [
             [f"query {q}<br>key {k}<br>" for k in labels(found[step], "key_pos", 40)]
             for q in labels(found[step], "query_pos", 40)
@@ -105,6 +112,9 @@ def attention_steps(
                 showscale=False, name="may not look", hoverongaps=False,
                 row=1, col=i, **common,
             )  # fmt: skip
+        if query is not None:
+            edges = {"x0": -0.5, "x1": values.shape[1] - 0.5, "y0": query - 0.5, "y1": query + 0.5}
+            figure.add_shape(**edges, line={"color": colours.ink, "width": 1.5}, row=1, col=i)
         figure.layout.annotations[i - 1].text += f", 0 to {end:.3g}" if not is_signed else f", −{end:.3g} to {end:.3g}"
     figure.update_xaxes(
         ticks(labels(found[steps[0]], "key_pos", LABEL), 24 // n)

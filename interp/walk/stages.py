@@ -9,6 +9,8 @@ from interp.model.norms import NoNorm
 from interp.walk.way import Quantity, Walk, indexed
 from interp.weights.stream import checked_index
 
+LOUDEST = 8  # heads whose results are told apart
+
 
 def quantities(this: Walk, stage: str, head: int) -> list[Quantity]:
     """What there is at one of `STAGES`, for one head; nothing where the model has no such stage."""
@@ -135,18 +137,24 @@ def _mix(this: Walk, head: int) -> list[Quantity]:
 
 
 def _heads(this: Walk, head: int) -> list[Quantity]:
-    attn = this.model.blocks[this.layer].attn
-    z, out = this.hooked("z", this.at("attn.hook_z"), head), this.hooked("attention adds", this.at("hook_attn_out"))
-    of_all, path = this.cache[this.at("attn.hook_z")], f"model.{indexed(this.at('attn'))}"
-    hook = this.at("attn.hook_result")
-    result = Quantity(
-        f"head {head} writes", "z W_O, a head's own", ("pos", "d_model"), out.shape, z.values @ attn.W_O[head],
-        f"{z.code} @ {path}.W_O[{head}]", hook,
-    )  # fmt: skip
-    bias = "" if attn.b_O is None else " + b_O"
-    code = f"{path}.write(cache[{this.at('attn.hook_z')!r}])[0, {this.pos}]"
-    joined = this.made("all heads write", f"the sum over heads{bias}", out, attn.write(of_all)[0, 0], code)
-    return [z, result, joined, *_out_norm(this, "ln1_post", "hook_attn_out", "attention adds")]
+    attn, of_z = this.model.blocks[this.layer].attn, this.at("attn.hook_z")
+    z, out = this.hooked("z", of_z, head), this.hooked("attention adds", this.at("hook_attn_out"))
+    path, hook = f"model.{indexed(this.at('attn'))}", this.at("attn.hook_result")
+    writes = [this.cache[of_z][0, 0, i] @ attn.W_O[i] for i in range(this.model.cfg.n_heads)]
+    sizes = torch.stack(writes).float().norm(dim=-1)
+    sizes[head] = torch.inf
+    results = [
+        Quantity(
+            f"head {i} writes", f"its z × W_O[{i}]", ("pos", "d_model"), out.shape, writes[i],
+            f"cache[{of_z!r}][0, {this.pos}, {i}] @ {path}.W_O[{i}]", hook if i == head else None,
+        )
+        for i in sorted(sizes.topk(min(LOUDEST, len(sizes))).indices.tolist())
+    ]  # fmt: skip
+    code = f"{path}.write(cache[{of_z!r}])[0, {this.pos}]"
+    values = attn.write(this.cache[of_z])[0, 0]
+    formula = "the sum over heads" + ("" if attn.b_O is None else " + b_O")
+    joined = this.made("all heads write", formula, out, values, code)
+    return [z, *results, joined, *_out_norm(this, "ln1_post", "hook_attn_out", "attention adds")]
 
 
 def _out_norm(this: Walk, norm: str, hook: str, name: str) -> list[Quantity]:

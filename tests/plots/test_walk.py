@@ -54,13 +54,15 @@ def test_the_matrices_of_a_head_are_drawn_step_by_step() -> None:
     np.testing.assert_array_equal(np.isfinite(grey.z), ~is_seen)
     assert (drawn["weights"].zmin, drawn["weights"].zmax) == (0, 1)
     assert drawn["scaled"].zmid == 0
+    assert drawn["scaled"].zmax == drawn["q · k"].zmax == pytest.approx(np.abs(found["product"]).max())
     assert "may not look" in figure.layout.title.subtitle.text.replace("\u00a0", " ")
     assert figure.layout.xaxis.title.text == "key"
     assert figure.layout.yaxis.title.text == "query"
 
 
 def test_some_steps_are_drawn_alone_and_others_refused() -> None:
-    figure = plots.attention_steps(steps(), ["score", "weight"])
+    figure = plots.attention_steps(steps(), ["score", "weight"], query=3)
+    assert [(shape.y0, shape.y1, shape.x1) for shape in figure.layout.shapes] == 2 * [(2.5, 3.5, 6.5)]
     assert [trace.name for trace in figure.data] == ["scaled", "weights"]
     for wrong in (["scores"], []):
         with pytest.raises(ValueError, match="allowed: some of"):

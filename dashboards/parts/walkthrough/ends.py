@@ -129,7 +129,6 @@ def draw_chances(now: Chosen, layer: int, stage: str) -> None:
         st.markdown(_said(now, choice))
     left = f"{found.attrs['n_left']:,} of {now.model.cfg.d_vocab_out:,} outputs are left."
     whole = float(found.probability.sum()) + found.attrs["rest"]["probability"]
-    st.dataframe(_table(now, found, choice), key="walk_chances", hide_index=True)
     figure(
         plots.choice_bars(chances(now, layer, how, BARS), theme=now.theme),
         key="walk_figure",
@@ -139,6 +138,8 @@ def draw_chances(now: Chosen, layer: int, stage: str) -> None:
         alt="Bars of the likeliest outputs, before and after. "
         f"{found.token.values[0]!r} goes from {float(found.own[0]):.3f} to {float(found.probability[0]):.3f}.",
     )
+    table = _table(now, found, choice)
+    st.dataframe(table, key="walk_chances", hide_index=True, height=38 + 35 * len(table))
 
 
 def _table(now: Chosen, found: Dataset, choice: Choice | None) -> DataFrame:

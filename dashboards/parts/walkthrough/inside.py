@@ -24,6 +24,7 @@ MATRICES = {
     "mask": ["score", "masked"],
     "softmax": ["masked", "weight"],
 }
+OUTSIDE = ("embedding", "position", "final norm")  # of all layers
 ARRAY = "from xarray import DataArray\n\n"
 
 
@@ -38,8 +39,8 @@ def draw_inside(now: Chosen, stage: str, layer: int, head: int) -> None:
     elif stage == "logits":
         _draw_logits(now, this, code)
     else:
-        _draw_vectors(found, code, now, this.layer)
-    if said := holds(stage, found):
+        _draw_vectors(found, code, now, None if stage in OUTSIDE else layer)
+    if said := holds(this, stage, found):
         st.caption(said)
 
 
@@ -47,7 +48,7 @@ def draw_quantities(found: list[Quantity], at: dict[str, dict[str, int]]) -> Non
     """A table for each axis along which there are numbers."""
     for i, along in enumerate(dict.fromkeys(each.along for each in found)):
         own = [each for each in found if each.along == along]
-        named = at.get(along, {f"[{j}]": j for j in range(min(N, own[0].shape[-1]))})
+        named = at.get(along) or {f"[{j}]": j for j in told(own)}
         rows = [
             {
                 "quantity": each.name,
@@ -60,6 +61,14 @@ def draw_quantities(found: list[Quantity], at: dict[str, dict[str, int]]) -> Non
             for each in own
         ]
         st.dataframe(DataFrame(rows), key=f"walk_numbers_{i}", hide_index=True)
+
+
+def told(found: list[Quantity]) -> list[int]:
+    """The first places; where all is 0 there, those of the largest numbers of what comes last."""
+    n = min(N, found[0].shape[-1])
+    if any(bool(each.values[:n].any()) for each in found):
+        return [*range(n)]
+    return sorted(found[-1].values.float().abs().topk(n).indices.tolist())
 
 
 def places(now: Chosen, this: Walk, head: int, found: list[Quantity]) -> dict[str, dict[str, int]]:
@@ -92,7 +101,7 @@ def names(now: Chosen, tokens: list[int]) -> list[str]:
     return list(map(seen, tokenizer.token_strings(tokens)))
 
 
-def holds(stage: str, found: list[Quantity]) -> str:
+def holds(this: Walk, stage: str, found: list[Quantity]) -> str:
     """What must hold of the stage's numbers, and whether it does."""
     of = {each.name: each.values.double() for each in found}
     if stage == "position":
@@ -104,6 +113,11 @@ def holds(stage: str, found: list[Quantity]) -> str:
             " + ".join(n for n in of if n == "stream" or n.endswith("adds")),
         )
         return _sum_holds(torch.stack(parts).sum(0), whole, f"{said} = {'sum' if 'sum' in of else 'stream after'}")
+    heads = [x for name, x in of.items() if name.startswith("head ")]
+    if stage == "heads" and len(heads) == this.model.cfg.n_heads:
+        bias = this.model.blocks[this.layer].attn.b_O
+        whole = torch.stack(heads).sum(0) + (0 if bias is None else bias.double())
+        return _sum_holds(whole, of["all heads write"], "The heads together = all heads write")
     if stage == "softmax":
         return check("The weights of the row sum to 1", abs(float(of["weights"].sum()) - 1), 1e-4)
     return ""
@@ -114,14 +128,14 @@ def _sum_holds(made: torch.Tensor, whole: torch.Tensor, said: str) -> str:
     return check(said, float((made - whole).abs().max()) / size, 1e-2 if size > 1e3 else 1e-4)
 
 
-def _draw_vectors(found: list[Quantity], code: str, now: Chosen, layer: int) -> None:
+def _draw_vectors(found: list[Quantity], code: str, now: Chosen, layer: int | None) -> None:
     """The stage's vectors as bar codes: those along the axis that comes out of it."""
     along = found[-1].along
     rows = [each for each in found if each.along == along]
     vectors = [each.name for each in rows]
     values = np.stack([each.values.detach().float().cpu().numpy() for each in rows])
     data = DataArray(values, coords={"vector": vectors}, dims=["vector", along], name="value")
-    title = f"At position {now.q}, {now.labels[now.q]}" + (f", layer {layer}" if ".blocks" in code else "")
+    title = f"At position {now.q}, {now.labels[now.q]}" + ("" if layer is None else f", layer {layer}")
     made = ARRAY + (
         f"vectors = {vectors!r}\n"
         "values = [torch.as_tensor(numbers[name]).detach().float() for name in vectors]\n"
@@ -145,30 +159,31 @@ def _draw_matrices(now: Chosen, this: Walk, head: int, stage: str, code: str) ->
     labels = [f"{i} {now.labels[i]}" for i in range(first, last)]
     steps = this.patterns.steps(this.layer, head, slice(first, last), slice(first, last))
     steps = steps.assign_coords(query_pos=labels, key_pos=labels)
+    row = now.q - first if first <= now.q < last else None
     shown, title = MATRICES[stage], f"Layer {this.layer}, head {head}: every query with every key"
     made = (
         f"places = {labels!r}\n"
         f"window = slice({first}, {last})\n"
         f"drawn = found.steps({this.layer}, {head}, window, window).assign_coords(query_pos=places, key_pos=places)\n"
-        f"fig = plots.attention_steps(drawn, {shown}, title={title!r})\n"
+        f"fig = plots.attention_steps(drawn, {shown}, query={row}, title={title!r})\n"
     )
-    n, row = len(now.labels), steps[shown[-1]].to_numpy()[now.q - first] if first <= now.q < last else None
-    alt = f"{' and '.join(plots_named(shown))} of {last - first} queries with as many keys."
-    if row is not None and np.isfinite(row).any():
-        best = int(np.where(np.isfinite(row), row, -np.inf).argmax())
-        alt += f" Of the query at {now.q} the largest is {row[best]:.3g}, at key {labels[best]}."
+    n = len(now.labels)
+    alt = f"{' and '.join(_in_words(shown))} of {last - first} queries with as many keys."
+    if row is not None and np.isfinite(of_row := steps[shown[-1]].to_numpy()[row]).any():
+        best = int(np.where(np.isfinite(of_row), of_row, -np.inf).argmax())
+        alt += f" Of the query at {now.q} the largest is {of_row[best]:.3g}, at key {labels[best]}."
     size = f"The whole is {n} × {n}" + ("." if last - first == n else f"; drawn are tokens {first} to {last - 1}.")
     figure(
-        plots.attention_steps(steps, shown, title=title, theme=now.theme),
+        plots.attention_steps(steps, shown, query=row, title=title, theme=now.theme),
         key="walk_figure",
-        caption=f"{size} The table above is of one row, that of the query at {now.q}.",
+        caption=f"{size} The table above is of one row, that of the query at {now.q}, which has a frame.",
         code=code + made,
         data=steps[shown[-1]],
         alt=alt,
     )
 
 
-def plots_named(steps: list[str]) -> list[str]:
+def _in_words(steps: list[str]) -> list[str]:
     """Matrices by the names that the figure gives them."""
     named = {"product": "q · k", "score": "scaled scores", "masked": "masked scores", "weight": "weights"}
     return [named[step] for step in steps]

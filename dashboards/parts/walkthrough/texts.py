@@ -54,7 +54,7 @@ def _embedding(facts: Facts) -> str:
 def _position(facts: Facts) -> str:
     if facts.cfg.positional_embedding_type == "sinusoidal":
         return "Sines and cosines of the position, of many wavelengths, are added to the token's numbers."
-    return "Each position has a row of d_model numbers in W_pos, which was learned; it is added to the token's."
+    return "Each position has a row of d_model numbers in W_pos, weights like any others; it is added to the token's."
 
 
 def _no_position(facts: Facts) -> str | None:
