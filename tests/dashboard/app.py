@@ -14,14 +14,13 @@ ENTRY = Path(__file__).parents[2] / "dashboards" / "heads.py"
 
 
 def opened(page: str | None = None, **query: str) -> AppTest:
-    """The app after its first run, on a page (`views/model.py`), opened by a link with these parameters."""
+    """The app after its first run, on a page (`views/model.py`, or Heads), opened by a link with these parameters."""
     at = AppTest.from_file(str(ENTRY), default_timeout=120)
     for name, value in query.items():
         at.query_params[name] = value
-    at.run()
     if page is not None:
-        at.switch_page(page).run()
-    return healthy(at)
+        at.switch_page(page)
+    return healthy(at.run())
 
 
 def healthy(at: AppTest) -> AppTest:
