@@ -13,7 +13,7 @@ import torch
 from interp import GPTConfig, HookedGPT
 from interp.corpus import standard_library
 from tests.bench.patching import SHAPE
-from tests.dashboard.browser import Watched, served
+from tests.dashboard.browser import Watched, resident, served
 
 CLICKS = 8
 READY = ".grid[data-ready='1']"
@@ -44,8 +44,7 @@ class Bench:
     """A model on show in a browser, timed."""
 
     def __init__(self, browser: Any, address: str, query: str, name: str) -> None:
-        self.browser, self.url, self.name = browser, f"{address}/?{query}", name
-        self.port = int(address.rsplit(":", 1)[1])
+        self.browser, self.address, self.url, self.name = browser, address, f"{address}/?{query}", name
         self.received = 0
 
     def page(self) -> Watched:
@@ -136,14 +135,14 @@ class Bench:
 
     def memory(self, watched: Watched) -> float:
         """Megabytes by which the server grows over 20 more prompts."""
-        page, before = watched.page, _resident(self.port)
+        page, before = watched.page, resident(self.address)
         for _ in range(20):
             text = page.locator('[data-testid="stSidebar"] textarea')
             text.fill(text.input_value() + " 7")
             page.keyboard.press("Control+Enter")
             page.wait_for_timeout(300)
             watched.idle()
-        return (_resident(self.port) - before) / 1e6
+        return (resident(self.address) - before) / 1e6
 
     def place(self, page: Any, row: int, column: int) -> tuple[float, float]:
         """Where a head is on the screen."""
@@ -169,16 +168,6 @@ def of_length(model: HookedGPT, n_tokens: int) -> str:
         return " ".join(map(str, torch.randint(0, model.cfg.d_vocab, (n_tokens,), generator=draw).tolist()))
     text = next(text for text in standard_library() if len(text) > 10 * n_tokens)
     return next(text[:n] for n in range(n_tokens, len(text)) if model.to_tokens(text[:n]).shape[1] == n_tokens)
-
-
-def _resident(port: int) -> int:
-    """The bytes that the server at this port holds in memory."""
-    for process in Path("/proc").glob("[0-9]*"):
-        words = (process / "cmdline").read_bytes().split(b"\0")
-        if b"--server.port" in words and str(port).encode() in words:
-            status = (process / "status").read_text()
-            return 1024 * int(status.split("VmRSS:")[1].split()[0])
-    raise LookupError(f"no server at port {port}")
 
 
 def main() -> None:

@@ -124,6 +124,17 @@ class Watched:
             self.errors.append(f"{message.type}: {message.text}")
 
 
+def resident(address: str) -> int:
+    """The bytes that the server at this address holds in memory."""
+    port = address.rsplit(":", 1)[1].encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        words = (process / "cmdline").read_bytes().split(b"\0")
+        if b"--server.port" in words and port in words:
+            status = (process / "status").read_text()
+            return 1024 * int(status.split("VmRSS:")[1].split()[0])
+    raise LookupError(f"no server at {address}")
+
+
 def _wait_for(url: str, server: subprocess.Popen[Any]) -> None:
     for _ in range(300):
         assert server.poll() is None, "the server ended"
