@@ -46,6 +46,7 @@ const LEFT = 30, TOP = 20, LEAST = 14, MOST = 104
 
 export default function ({ data, parentElement, setTriggerValue }) {
   const root = parentElement.querySelector(".grid")
+  root.leave?.()  // new data come without an end of the call before
   const [canvas, tip, legend, live] = ["canvas", ".tip", ".legend", ".live"].map((name) => root.querySelector(name))
   const n = [data.rows.length, data.columns.length]
   const marks = (window.interpMarks ??= {})
@@ -209,7 +210,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
   window.addEventListener("interp-mark", marked)
   const watch = new ResizeObserver(() => (!data.image || picture) && draw())
   watch.observe(root)
-  return () => { watch.disconnect(); window.removeEventListener("interp-mark", marked) }
+  root.leave = () => { watch.disconnect(); window.removeEventListener("interp-mark", marked) }
+  return root.leave
 }
 """
 

@@ -57,7 +57,7 @@ def served(
             server.terminate()
             server.wait(20)
     said = log.read_text()
-    for bad in ("Traceback", "Deprecat", "deprecat", "also had its value set"):
+    for bad in ("Traceback", "Stack (", "Deprecat", "deprecat", "also had its value set"):
         assert bad not in said, said[-3000:]
 
 

@@ -161,6 +161,21 @@ def test_all_of_it_can_be_done_with_the_keyboard(dashboard: str, new_page: Calla
     assert on.page.locator(".grid").get_attribute("role") == "application"
 
 
+def test_each_grid_listens_once_however_often_it_was_drawn(dashboard: str, new_page: Callable[..., Watched]) -> None:
+    on = Heads(new_page(), dashboard)
+    devtools = on.page.context.new_cdp_session(on.page)
+    for prompt in ("a b", "a b c", "a b c d"):
+        on.page.get_by_label("Prompt", exact=True).fill(prompt)
+        on.page.keyboard.press("Control+Enter")
+        last = len(prompt.split())
+        on.page.wait_for_selector(f'.st-key-prompt_strip button[data-place="{last}"][aria-pressed="true"]')
+        on.watched.idle()
+        on.page.wait_for_selector(READY)
+    window = devtools.send("Runtime.evaluate", {"expression": "window"})["result"]["objectId"]
+    heard = devtools.send("DOMDebugger.getEventListeners", {"objectId": window})["listeners"]
+    assert [each["type"] for each in heard].count("interp-mark") == 1
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A dashboard with a model of 32 × 32 heads."""
@@ -176,24 +191,19 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_1024_heads_and_256_tokens_stay_within_bounds(large: str, new_page: Callable[..., Watched]) -> None:
-    watched, received = new_page(), [0]
+    watched = new_page()
     watched.page.add_init_script(LONG_TASKS)
-
-    def count(frame: bytes | str) -> None:
-        received[0] += len(frame)
-
-    watched.page.on("websocket", lambda socket: socket.on("framereceived", count))
     on = Heads(watched, f"{large}/?model=folder/large&prompt={quote('a long text, ' * 19)}&layer=3&head=4")
     on.agree(3, 4)
     assert "score=" not in on.page.url
-    received[0] = 0
+    watched.received = 0
     on.page.evaluate("window.longTasks = 0")
     on.click(20, 30)
     on.agree(20, 30)
-    assert received[0] < 3 * 200_000, received
+    assert watched.received < 3 * 200_000
     assert on.page.evaluate("window.longTasks") < 3 * 300
     on.page.locator(".st-key-show").get_by_text("Pattern").click()
     on.page.locator(".grid .legend b", has_text="by square root").wait_for(timeout=60_000)
     watched.idle()
     on.page.wait_for_selector(READY)
-    assert received[0] < 3 * 2_800_000, received
+    assert watched.received < 3 * 2_800_000
