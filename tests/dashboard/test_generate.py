@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from pandas import DataFrame
+from streamlit.elements.lib import policies
 from streamlit.testing.v1 import AppTest
 
 from interp.generation import Sampling
@@ -150,3 +151,14 @@ def test_numbers_beyond_their_limits_are_brought_back() -> None:
         assert at.number_input(key=key).min <= at.number_input(key=key).value <= at.number_input(key=key).max
     at.selectbox(key="model").set_value("planted/copy").run()
     assert healthy(at).number_input(key="top_k").value <= shown(at).model.cfg.d_vocab_out
+
+
+def test_what_the_controls_say_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(policies, "_shown_default_value_warning", False)
+    monkeypatch.setattr(policies._LOGGER, "warning", lambda text, *_, **__: said.append(text))
+    at = opened(PAGE)
+    for temperature in (0.5, 2.0):
+        at.number_input(key="temperature").set_value(temperature).run()
+    healthy(at.run())
+    assert not said
