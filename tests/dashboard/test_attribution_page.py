@@ -18,7 +18,6 @@ from tests.dashboard.browser import Watched
 
 PAGE = "views/attribution.py"
 PROMPT = "def area(width, height):\n    return width *"
-HOSTILE = "<img src=x onerror=alert(1)> $x^2$ :red[a] **b** \u202e\U0001f600 \t\n"
 
 
 @pytest.fixture(scope="module")
@@ -248,26 +247,3 @@ def test_a_click_on_a_neuron_opens_its_memory(dashboard: str, new_page: Callable
     assert page.locator('input[aria-label="Neuron"]').input_value() == neuron
     for part in (f"mlp_layer={layer}", f"neuron={neuron}", "q=7"):
         assert (part in page.url) == (part not in ("mlp_layer=0", "neuron=0"))
-
-
-@pytest.mark.browser
-@pytest.mark.slow
-def test_a_source_is_clicked_and_hostile_tokens_are_words(dashboard: str, new_page: Callable[..., Watched]) -> None:
-    watched = new_page("dark", 800)
-    page = watched.open(f"{dashboard}/attribution?prompt={quote(HOSTILE)}")
-    strip = page.locator(".strip[aria-label^='From where']")
-    strip.wait_for()
-    strip.locator("button").nth(2).click()
-    page.get_by_text("From position 2").wait_for()
-    watched.idle()
-    assert page.locator("img[src='x']").count() == 0
-
-
-@pytest.mark.browser
-@pytest.mark.slow
-def test_a_long_prompt_stays_within_the_budget(dashboard: str, new_page: Callable[..., Watched]) -> None:
-    watched = new_page()
-    page = watched.open(f"{dashboard}/attribution?prompt={quote('def f(x): return x + 1' * 40)}")
-    page.locator(".strip[aria-label^='From where']").wait_for()
-    watched.idle()
-    assert watched.received < 400_000

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -276,35 +275,6 @@ def test_a_click_on_a_cell_is_told_beside_it(
         page.keyboard.press(key)
     page.get_by_text("Before layer 0 (embeddings), position 11").wait_for()
     watched.idle()
-
-
-@pytest.mark.browser
-@pytest.mark.slow
-def test_hostile_tokens_are_words_and_nothing_else(dashboard: str, new_page: Callable[..., Watched]) -> None:
-    watched = new_page("dark", 800)
-    page = watched.open(f"{dashboard}/lens?lens_halves=true&lens_pos=5&prompt={quote(HOSTILE)}")
-    page.locator(".st-key-lens_grid_box .grid[data-ready='1']").wait_for()
-    for which in ("The map as a figure", "How large the stream is"):
-        page.get_by_role("radio", name=which).or_(page.get_by_role("button", name=which)).first.click()
-        page.locator(".js-plotly-plot .gtitle").wait_for()
-        watched.idle()
-    assert page.locator("img[src='x']").count() == 0
-
-
-@pytest.mark.browser
-@pytest.mark.slow
-def test_a_long_prompt_stays_within_the_budget(dashboard: str, new_page: Callable[..., Watched]) -> None:
-    watched = new_page()
-    prompt = quote("def f(x): return x + 1\n" * 40)
-    page = watched.open(f"{dashboard}/lens?lens_width=48&lens_halves=true&prompt={prompt}")
-    page.locator(".st-key-lens_grid_box .grid[data-ready='1']").wait_for()
-    watched.idle()
-    assert watched.received < 600_000
-    watched.received = 0
-    click(page, 3, 10)
-    page.get_by_text("After attention of layer 1, position 218").wait_for()
-    watched.idle()
-    assert watched.received < 200_000
 
 
 def click(page: Any, row: int, column: int) -> None:

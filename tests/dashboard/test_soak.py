@@ -143,10 +143,8 @@ class Hand:
         at.click(timeout=2000)
         inside = self.page.locator('[data-testid="stPopoverBody"]').locator(KINDS["button"][1])
         self.page.locator('[data-testid="stPopoverBody"]').first.wait_for(timeout=2000)
-        if n := inside.count():
-            said = self.click(inside.nth(self.draw.randrange(n)))
-        else:
-            said = "looked at"
+        n = inside.count()
+        said = self.click(inside.nth(self.draw.randrange(n))) if n else "looked at"
         self.page.keyboard.press("Escape")
         return said
 
