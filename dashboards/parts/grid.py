@@ -44,7 +44,7 @@ canvas { display: block; cursor: pointer; }
 JS = """
 const LEFT = 30, TOP = 20, LEAST = 14, MOST = 104
 
-export default function ({ data, parentElement, setTriggerValue }) {
+export default function ({ data, parentElement, setStateValue, setTriggerValue }) {
   const root = parentElement.querySelector(".grid")
   root.leave?.()  // new data come without an end of the call before
   const [canvas, tip, legend, live] = ["canvas", ".tip", ".legend", ".live"].map((name) => root.querySelector(name))
@@ -139,6 +139,16 @@ export default function ({ data, parentElement, setTriggerValue }) {
     root.dataset.ready = "1"
   }
 
+  // How many columns have room for their words: told where fewer do than there are, or more than the fewer there are.
+  function tellRoom() {
+    const width = root.clientWidth, room = data.room
+    if (!room || !width) return
+    const fits = Math.max(1, Math.floor((width - LEFT - 2) / room.each))
+    if (fits === room.known || (fits >= n[1] && n[1] >= room.most)) return
+    clearTimeout(root.telling)
+    root.telling = setTimeout(() => setStateValue("room", fits), 150)
+  }
+
   function at(event) {
     const box = canvas.getBoundingClientRect()
     const column = Math.floor((event.clientX - box.left - LEFT) / side)
@@ -208,7 +218,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   } else draw()
   const marked = () => { if (inside(marks[data.key])) cursor = root.cursor = marks[data.key]; draw() }
   window.addEventListener("interp-mark", marked)
-  const watch = new ResizeObserver(() => (!data.image || picture) && draw())
+  const watch = new ResizeObserver(() => { if (!data.image || picture) draw(); tellRoom() })
   watch.observe(root)
   root.leave = () => { watch.disconnect(); window.removeEventListener("interp-mark", marked) }
   return root.leave
@@ -225,6 +235,15 @@ export default function ({ data }) {
 _grid = component("interp_grid", html=HTML, css=CSS, js=JS)
 # What is selected reaches the browser by itself: beside the picture it would have the picture sent again.
 _mark = component("interp_grid_mark", html="", js=MARK)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What columns need for their words: the browser writes how many have it to the state under `sets`."""
+
+    sets: str
+    most: int  # columns that are drawn where there is room for them
+    each: int = 38  # pixels
 
 
 @dataclass(frozen=True)
@@ -251,13 +270,14 @@ def grid(
     scale: Scale | None = None,
     theme: Theme = "light",
     sets: tuple[str, str] | None = None,
+    room: Room | None = None,
     alt: str = "",
 ) -> tuple[int, int] | None:
     """Draw numbers [row column] as colours, or the tiles of a mosaic; the cell that was just picked, if one was.
 
     `text` stands in the cells, `said` is told of them when one hovers there, `letters` are marks in their corners.
     `selected` is framed. With `sets` a pick is also written to the state of these two widgets, which stand in the same
-    fragment as the grid.
+    fragment as the grid. With `room` it is found out how many columns have room for their words.
     """
     size = len(row_labels), len(column_labels)
 
@@ -271,8 +291,16 @@ def grid(
     data |= {"letters": letters, "text": text, "accent": palette(theme).categories[1]}
     if said is not None:
         data["said"] = said
+    if room is not None:
+        data["room"] = {"each": room.each, "most": room.most, "known": st.session_state.get(room.sets)}
+
+    def tell_room() -> None:
+        match st.session_state[key].room:
+            case int(n) if room is not None and 0 < n < 1000:
+                st.session_state[room.sets] = n
+
     with st.container(gap=None, key=f"{key}_box"):
-        found = _grid(data=data, key=key, on_clicked_change=set_it)
+        found = _grid(data=data, key=key, on_clicked_change=set_it, on_room_change=tell_room)
         clicked = _checked(found.clicked, size)
         _mark(data={"key": key, "at": clicked or selected}, key=f"{key}_mark")
     return clicked

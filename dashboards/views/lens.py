@@ -12,6 +12,7 @@ from dashboards.parts.state import chosen
 STYLE = """
 <style>
 @media (max-width: 1100px) { .st-key-lens_grid_box { overflow: auto hidden; } }
+.st-key-lens_colour [role="radiogroup"] { flex-wrap: wrap; }
 </style>
 """
 

@@ -42,6 +42,7 @@ def logit_lens(
     halves: bool = False,
     ranks_before: bool = False,
     translate: Translate | None = None,
+    layers: Sequence[int | float] | None = None,
     progress: bool = True,
 ) -> Dataset:
     """What each layer's stream says through the final norm and W_U: an `xarray.Dataset`, [layer prompt pos].
@@ -53,7 +54,7 @@ def logit_lens(
 
     `halves` adds the readings after attention, at layer + 0.5. `ranks_before` adds `rank_before`: of the `k` tokens the
     ranks one reading earlier, where they differ from `top` by how far a token has come. `translate(stream, layer)` is
-    applied before the final norm to all but the last.
+    applied before the final norm to all but the last. `layers` are the readings that are made, all unless given.
     """
     if not 1 <= k <= model.cfg.d_vocab_out:
         raise ValueError(f"k={k}; allowed: 1 to {model.cfg.d_vocab_out}, the tokens that the model knows")
@@ -69,14 +70,19 @@ def logit_lens(
     if halves:
         names |= {layer + 0.5: f"blocks.{layer}.hook_resid_mid" for layer in range(n_layers)}
     names = dict(sorted(names.items())) | {n_layers: f"blocks.{n_layers - 1}.hook_resid_post"}
+    if layers is not None:
+        if not set(layers) <= set(names) or not layers:
+            raise ValueError(f"layers={list(layers)}; the readings are {list(names)}")
+        names = {layer: name for layer, name in names.items() if layer in layers}
+    end = run.at(f"blocks.{n_layers - 1}.hook_resid_post").flatten(0, 1)
     streams = {layer: run.at(name).flatten(0, 1) for layer, name in names.items()}
     asked = [_targets(run, each).flatten() for each in (target, wrong) if each is not None]
-    n_rows, n_at_once = len(streams[0]), max(1, _AT_ONCE // model.cfg.d_vocab_out)
+    n_rows, n_at_once = len(end), max(1, _AT_ONCE // model.cfg.d_vocab_out)
     made: dict[str, list[list[Tensor]]] = {}
     with tqdm(total=n_rows * len(names), desc="lens", unit=" positions", delay=1.0, disable=not progress) as bar:
         for first in range(0, n_rows, n_at_once):
             rows = slice(first, first + n_at_once)
-            own, before = log_probs(model, streams[n_layers][rows]), None
+            own, before = log_probs(model, end[rows]), None
             for i, (layer, stream) in enumerate(streams.items()):
                 is_last = layer == n_layers
                 seen = stream[rows] if is_last or translate is None else translate(stream[rows], int(layer))
@@ -89,7 +95,7 @@ def logit_lens(
                     made.setdefault(name, [[] for _ in names])[i].append(each)
                 bar.update(len(said))
     shape = run.own_columns.shape
-    axes: dict[str, Sequence[Any]] = {"layer": list(map(float, names)) if halves else range(len(names))}
+    axes: dict[str, Sequence[Any]] = {"layer": list(map(float, names)) if halves else list(names)}
     axes |= {"prompt": range(shape[0]), "pos": run.columns}
     found = {name: torch.stack(list(map(torch.cat, layers))).unflatten(1, shape) for name, layers in made.items()}
     if run.is_one:

@@ -128,7 +128,7 @@ def test_what_is_told_of_a_cell_and_marked_in_it(model: HookedGPT) -> None:
         right = [int(found.token_id[row, pos, 0]) == int(tokens[0, pos + 1]) for pos in range(3, 12)]
         assert [mark == "✓" for mark in marks] == [*right, False]
     assert any("✓" in marks for marks in map._right(now, cell))
-    z, look = map._look(now, cell, "target_rank")
+    z, look = map._look(now, cell.found.target_rank.to_numpy(), "target_rank", cell.is_next)
     assert z[2, 4] == pytest.approx(-np.log10(1 + int((p > p[now.target]).sum())))
     assert look["scale"].high == 0
 
@@ -227,6 +227,26 @@ def test_a_long_prompt_is_seen_through_a_window() -> None:
     assert at.button(key="lens_Earlier").disabled
 
 
+@pytest.mark.parametrize(
+    ("colour", "of"), [("target_probability", "target"), ("target_rank", "next"), ("kl", "target")]
+)
+def test_the_minimap_has_all_positions_by_what_the_model_says_in_the_end(
+    model: HookedGPT, colour: str, of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[dict[str, Any]] = []
+    monkeypatch.setattr(map, "minimap", lambda colours, window, **more: drawn.append({"n": len(colours), **more}))
+    at = opened(PAGE, prompt="x = 1\n" * 30)
+    at.segmented_control(key="lens_colour").set_value(colour)
+    at.segmented_control(key="lens_of").set_value(of)
+    now = shown(healthy(at.run()))
+    _, cache = run(model, now.tokens)
+    found = lens.logit_lens(model, cache, "next" if of == "next" else now.target, now.foil)
+    values = found[colour].isel(prompt=0, layer=-1).to_numpy()
+    assert drawn[-1]["n"] == len(now.labels)
+    said = [float(each.split("\n")[1]) for each in drawn[-1]["said"]]
+    np.testing.assert_allclose(said, values, rtol=1e-2, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["induction", "memory_facts", "skip_trigram"])
 def test_models_set_by_hand_have_their_lens(name: str) -> None:
     from dashboards.parts.models import planted
@@ -274,6 +294,38 @@ def test_a_click_on_a_cell_is_told_beside_it(
     for key in ("ArrowUp", "ArrowLeft", "Enter"):
         page.keyboard.press(key)
     page.get_by_text("Before layer 0 (embeddings), position 11").wait_for()
+    watched.idle()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_narrow_window_shows_fewer_positions_with_their_words_and_the_minimap_moves_it(
+    dashboard: str, new_page: Callable[..., Watched]
+) -> None:
+    watched = new_page("light", 800)
+    page = watched.open(f"{dashboard}/lens")
+    strip = page.locator(".st-key-lens_minimap_box .minimap[data-ready]")
+    strip.wait_for()
+    page.get_by_role("button", name="Earlier").wait_for()
+    grid = page.locator(".st-key-lens_grid_box .grid[data-selected^='4,']")
+    grid.wait_for()
+    watched.idle()
+    assert float(grid.get_attribute("data-side") or 0) >= 34
+    first, last = [int(each) for each in (strip.get_attribute("data-ready") or "").split(",")]
+    assert (last, 4 <= last - first < 13) == (13, True)
+    assert grid.get_attribute("data-selected") == f"4,{12 - first}"
+    box = strip.locator("canvas").bounding_box()
+    page.mouse.click(box["x"] + 0.5 * box["width"] / 13, box["y"] + 12)
+    page.locator(f".st-key-lens_minimap_box .minimap[data-ready='0,{last - first}']").wait_for()
+    page.get_by_text("At the end: the model, position 0").wait_for()
+    watched.idle()
+    assert page.get_by_label("Position", exact=True).input_value() == "0"
+    strip.focus()
+    page.keyboard.press("End")
+    page.get_by_text("At the end: the model, position 12").wait_for()
+    watched.idle()
+    page.set_viewport_size({"width": 1400, "height": 900})
+    strip.wait_for(state="detached")
     watched.idle()
 
 

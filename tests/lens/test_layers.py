@@ -49,6 +49,19 @@ def test_each_layer_is_the_stream_read_by_hand(name: str) -> None:
     assert (found.kl.sel(layer=0) > 1e-6).all()
 
 
+def test_readings_that_are_asked_for_are_those_of_all() -> None:
+    model = variant("gpt2")
+    _, cache = model.run_with_cache(some_tokens())
+    every = logit_lens(model, cache, 4, 5, halves=True, progress=False)
+    for asked in ([2], [0, 1.5], [1]):
+        some = logit_lens(model, cache, 4, 5, halves=True, layers=asked, progress=False)
+        assert some.identical(every.sel(layer=asked))
+    with pytest.raises(ValueError, match=r"layers=\[0\.5\]; the readings are \[0, 1, 2\]"):
+        logit_lens(model, cache, layers=[0.5])
+    with pytest.raises(ValueError, match=r"layers=\[\]; the readings are"):
+        logit_lens(model, cache, layers=[])
+
+
 def close(found: Any, wanted: Tensor) -> None:
     np.testing.assert_allclose(found.to_numpy(), wanted.detach().numpy(), rtol=1e-8, atol=1e-10)
 

@@ -1,6 +1,7 @@
 """The cell of the map that is looked at, and how the map is drawn: widgets that a link remembers."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import streamlit as st
 from xarray import Dataset
@@ -9,7 +10,8 @@ from dashboards.parts.lens.measured import has_halves, lens
 from dashboards.parts.put import default
 from dashboards.parts.state import Chosen
 
-WIDTHS = (16, 24, 48)  # positions drawn at once
+WIDTHS = (16, 24, 48)  # positions drawn at once; the first, or fewer whose words fit the window
+FEWEST = 4
 COLOURS = {
     "target_probability": "probability",
     "target_rank": "rank",
@@ -142,12 +144,20 @@ def _whole() -> None:
 def _window(now: Chosen, pos: int) -> tuple[int, int]:
     """The positions drawn, among which is the one looked at; they stay while it is among them."""
     n, state = len(now.labels), st.session_state
+    few = min(WIDTHS[0], max(FEWEST, state.get("_lens_room") or WIDTHS[0]))
     width = n
-    if n > WIDTHS[0]:
+    if n > few:
+        widths = [WIDTHS[0], *(w for before, w in pairwise(WIDTHS) if n > before or (w == WIDTHS[1] and n > few))]
         width = st.segmented_control(
-            "Positions drawn", WIDTHS, default=WIDTHS[0], key="lens_width", bind="query-params", required=True
+            "Positions drawn",
+            widths,
+            default=WIDTHS[0],
+            format_func=lambda w: str(few if w == WIDTHS[0] else min(w, n)),
+            key="lens_width",
+            bind="query-params",
+            required=True,
         )
-    width = min(width, n)
+        width = min(n, few if width == WIDTHS[0] else width)
     first = min(state.get("_lens_first", n), n - width)
     if not first <= pos < first + width:
         first = min(max(0, pos - width // 2), n - width)
@@ -156,6 +166,12 @@ def _window(now: Chosen, pos: int) -> tuple[int, int]:
         for words, step, is_end in (("Earlier", -width, first == 0), ("Later", width, first == n - width)):
             st.button(words, key=f"lens_{words}", on_click=_move, args=(pos, step, n), disabled=is_end)
     return first, first + width
+
+
+def jump(pos: int, width: int, n: int) -> None:
+    """Look at a position, and draw those around it."""
+    st.session_state["lens_pos"] = pos
+    st.session_state["_lens_first"] = min(max(0, pos - width // 2), n - width)
 
 
 def _move(pos: int, step: int, n: int) -> None:

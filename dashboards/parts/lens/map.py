@@ -8,16 +8,17 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from dashboards.parts.figure import figure, opening
-from dashboards.parts.grid import Scale, grid, scale_of, svg_of
+from dashboards.parts.grid import Room, Scale, grid, scale_of, svg_of
 from dashboards.parts.heads.measured import quoted
-from dashboards.parts.lens.chosen import COLOURS, Cell, readings
-from dashboards.parts.lens.measured import FAR, output_error, scale_by_layer, scales
+from dashboards.parts.lens.chosen import COLOURS, WIDTHS, Cell, jump, readings
+from dashboards.parts.lens.measured import FAR, ends, output_error, scale_by_layer, scales
+from dashboards.parts.minimap import minimap
 from dashboards.parts.state import Chosen
 from dashboards.parts.taken import taken
 from dashboards.parts.words import plain
 from interp import plots
 from interp.plots.heatmap import TEXT_CELLS
-from interp.plots.theme import seen
+from interp.plots.theme import palette, seen
 
 _READ = "_, cache = model.run_with_cache(tokens)\n"
 _LONGEST = 6  # characters in a cell
@@ -26,8 +27,10 @@ _TOLD_ALL = 500  # cells; of more, less is told of each
 
 def draw_map(now: Chosen, cell: Cell) -> None:
     """The map, and what should hold of it."""
-    colour = cell.colour
-    z, look = _look(now, cell, colour)
+    colour, few = cell.colour, min(WIDTHS[0], len(now.labels))
+    z, look = _look(now, cell.found[colour].to_numpy(), colour, cell.is_next)
+    if cell.last - cell.first < len(now.labels):
+        _draw_minimap(now, cell)
     numbers = cell.found[colour].to_numpy()
     look |= {
         "row_labels": ["end" if i == len(cell.layers) - 1 else f"{x:g}" for i, x in enumerate(cell.layers)],
@@ -42,6 +45,7 @@ def draw_map(now: Chosen, cell: Cell) -> None:
         said=_said(now, cell),
         selected=(cell.row, cell.column),
         sets=("_lens_row", "_lens_column"),
+        room=Room("_lens_room", few) if cell.last - cell.first <= few else None,
         alt=_alt(now, cell, colour, numbers),
         **look,
     )
@@ -52,6 +56,23 @@ def draw_map(now: Chosen, cell: Cell) -> None:
     title = f"Logit lens of {now.name}: {COLOURS[colour]}"
     svg = lambda: svg_of(z, title=title, **look)
     taken(table, key="lens_map", code=_code(now, cell), made=lambda: _drawn(now, cell), svg=svg)
+
+
+def _draw_minimap(now: Chosen, cell: Cell) -> None:
+    """All positions, by what the model says there in the end."""
+    values, n = ends(now, cell.is_next)[cell.colour].to_numpy(), len(now.labels)
+    z, look = _look(now, values[None], cell.colour, cell.is_next)
+    scale, signed = look["scale"], look.get("colour") == "diverging"
+    said = [f"{pos} {seen(label)}\n{x:.4g}" for pos, (label, x) in enumerate(zip(now.labels, values, strict=True))]
+    minimap(
+        palette(now.theme).colours_of(z, scale.low, scale.high, signed)[0],
+        (cell.first, cell.last),
+        key="lens_minimap",
+        said=said,
+        alt=f"All {n} positions by {COLOURS[cell.colour]} at the end: a click or the arrows move the window",
+        on_pick=lambda pos: jump(pos, cell.last - cell.first, n),
+        theme=now.theme,
+    )
 
 
 def draw_figures(now: Chosen, cell: Cell) -> None:
@@ -100,10 +121,10 @@ def _draw_stream(now: Chosen) -> None:
     figure(drawn, key="lens_stream", caption="All positions but the first.", code=code, data=found["norm"], alt=alt)
 
 
-def _look(now: Chosen, cell: Cell, colour: str) -> tuple[np.ndarray, dict[str, Any]]:
+def _look(now: Chosen, numbers: np.ndarray, colour: str, is_next: bool) -> tuple[np.ndarray, dict[str, Any]]:
     """What the colours stand for."""
-    values = cell.found[colour].to_numpy().astype(float)
-    of = "the next token" if cell.is_next else quoted(now, now.target)
+    values = numbers.astype(float)
+    of = "the next token" if is_next else quoted(now, now.target)
     if colour == "target_probability":
         return values, {"scale": Scale(0.0, 1.0, f"probability of {of}")}
     if colour == "target_rank":

@@ -24,6 +24,19 @@ def lens(now: Chosen, is_next: bool, halves: bool, first: int, last: int) -> Dat
     return kept(now.fingerprint, now.tokens, lens_of, (now.model, _cache(now), *key), key)
 
 
+def ends(now: Chosen, is_next: bool) -> Dataset:
+    """What the model says in the end at every position, [pos]."""
+    key = (now.target, now.foil, is_next)
+    return kept(now.fingerprint, now.tokens, ends_of, (now.model, _cache(now), *key), key)
+
+
+def ends_of(model: HookedGPT, cache: ActivationCache, target: int, foil: int, is_next: bool) -> Dataset:
+    """For `kept`."""
+    of = "next" if is_next else target
+    found = logit_lens(model, cache, of, foil, k=1, layers=[model.cfg.n_layers], progress=False)
+    return found.isel(prompt=0, layer=0, drop=True)
+
+
 def output_error(now: Chosen, found: Dataset, first: int, last: int) -> float:
     """How far the last reading's probabilities are from those of the model's own logits."""
     own = logits_at(now, first, last).double().softmax(-1)
