@@ -267,8 +267,7 @@ def test_in_the_browser_nothing_runs_and_nobody_else_is_asked(
     (tmp_path / "guard" / "sitecustomize.py").write_text(GUARD.format(asked=str(asked)))
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "guard"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
     with served(tmp_path / "log", tmp_path, env=env) as address:
-        watched, dialogs = new_page(), list[str]()
-        watched.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+        watched = new_page()
         watched.open(f"{address}/?q={'9' * 400}&mlp_layer=1e999&prompt={'%3Cb%3E' * 9}")
         page = watched.open(address)
         model = HookedGPT.from_pretrained("stdlib-4l")
@@ -299,6 +298,5 @@ def test_in_the_browser_nothing_runs_and_nobody_else_is_asked(
             page.wait_for_selector("[data-testid=stSidebar] textarea")
             watched.idle()
             page.get_by_role("tab", name="Upload").click()
-        assert not dialogs
         assert not marker.exists()
     assert not asked.exists(), asked.read_text()

