@@ -6,6 +6,7 @@ import streamlit as st
 
 from dashboards.parts.models import Trouble
 from dashboards.parts.patching.measured import DIRECTIONS, METRICS, PLACES, Asked, places
+from dashboards.parts.put import default, put
 from dashboards.parts.sidebar import LONGEST, labels_of, read
 from dashboards.parts.state import Chosen
 from dashboards.parts.strip import strip
@@ -72,7 +73,7 @@ def _offer_answers(now: Chosen, example: zoo.Example) -> None:
 
 def _fill(fields: dict[str, str]) -> None:
     for name, text in fields.items():
-        st.session_state[name] = text
+        put(name, text)
 
 
 def choose_place(now: Chosen) -> tuple[str, int | None]:
@@ -87,8 +88,10 @@ def choose_place(now: Chosen) -> tuple[str, int | None]:
             return place, None
         n = now.model.cfg.n_layers
         if (st.session_state.get("patch_layer") or 0) >= n:
-            st.session_state["patch_layer"] = n - 1
-        layer = st.number_input("Layer", 0, n - 1, 0, key="patch_layer", bind="query-params", width=130)
+            put("patch_layer", n - 1)
+        layer = st.number_input(
+            "Layer", 0, n - 1, default("patch_layer", 0), key="patch_layer", bind="query-params", width=130
+        )
     return place, int(layer)
 
 
