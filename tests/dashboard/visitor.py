@@ -1,24 +1,30 @@
 """A session without a browser: it speaks to the server as streamlit's client does, and costs next to nothing."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.sync.client import connect
+from websockets.typing import Origin, Subprotocol
 
 VALUES = {bool: "bool_value", int: "int_value", float: "double_value", str: "string_value"}
 
 
-class Visitor:
-    """A session at this address: `run(page, prompt="…")` moves widgets by their keys, and returns what was drawn."""
+@contextmanager
+def visitor(address: str) -> Iterator["Visitor"]:
+    """A new session at this address."""
+    name = address.replace("http", "ws") + "/_stcore/stream"
+    with connect(name, origin=Origin(address), subprotocols=[Subprotocol("streamlit")], max_size=None) as socket:
+        yield Visitor(socket)
 
-    def __init__(self, address: str) -> None:
-        self.socket = connect(
-            address.replace("http", "ws") + "/_stcore/stream",
-            origin=address,  # type: ignore[arg-type]
-            subprotocols=["streamlit"],  # type: ignore[list-item]
-            max_size=None,
-        )
+
+class Visitor:
+    """A session: `run(page, prompt="…")` moves widgets by their keys, and returns what was drawn."""
+
+    def __init__(self, socket: Any) -> None:
+        self.socket = socket
         self.pages: dict[str, str] = {}  # a page's path -> its hash
         self.widgets: dict[str, str] = {}  # a widget's key -> its id
         self.moved: dict[str, Any] = {}
@@ -40,9 +46,6 @@ class Visitor:
         state.cached_message_hashes.extend(self._seen)
         self.socket.send(message.SerializeToString())
         return self._drawn(timeout)
-
-    def close(self) -> None:
-        self.socket.close()
 
     def _drawn(self, timeout: float) -> list[Any]:
         found, self.widgets = [], {}

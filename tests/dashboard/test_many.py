@@ -1,0 +1,76 @@
+"""Many sessions on one server: none is in another's way, none sees what another does, and memory stays flat."""
+
+import os
+import random
+import threading
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from interp import HookedGPT
+from tests.dashboard.browser import resident, served
+from tests.dashboard.visitor import Visitor, visitor
+
+SESSIONS = 20
+SECONDS = float(os.environ.get("INTERP_MANY_SECONDS", "40"))  # `make bench` takes 120
+PAGES = ("", "lens", "attribution", "memories", "patching", "walkthrough")
+
+
+class Guest(threading.Thread):
+    """A session with a prompt and an ablation of its own, which turns pages and checks what it is shown."""
+
+    def __init__(self, address: str, i: int, model: HookedGPT, all_there: threading.Barrier) -> None:
+        super().__init__(daemon=True)
+        self.address, self.i, self.model, self.all_there = address, i, model, all_there
+        self.draw, self.n_runs, self.trouble = random.Random(i), 0, list[str]()
+
+    def run(self) -> None:
+        try:
+            with visitor(self.address) as session:
+                session.run(timeout=300)
+                self.all_there.wait(300)
+                until = time.monotonic() + SECONDS
+                while time.monotonic() < until:
+                    self.look(session)
+        except Exception as error:
+            self.trouble.append(repr(error)[:2000])
+
+    def look(self, session: Visitor) -> None:
+        """A page, with a prompt that nobody else has."""
+        prompt = f"guest_{self.i:02} = {self.draw.randrange(100)}\nprint(guest_{self.i:02}"
+        page = self.draw.choice(PAGES)
+        drawn = session.run(page, timeout=300, prompt=prompt)
+        self.n_runs += 1
+        said = "\n".join(str(each) for each in drawn)
+        others = [j for j in range(SESSIONS) if j != self.i and f"guest_{j:02}" in said]
+        if others:
+            self.trouble.append(f"session {self.i} saw the prompts of {others}")
+        self.check(prompt, drawn)
+
+    def check(self, prompt: str, drawn: list[Any]) -> None:
+        """The likeliest token and its probability, in the sidebar, are this prompt's."""
+        probability = self.model(self.model.to_tokens(prompt), last_only=True)[0, -1].softmax(-1).max()
+        told = [each.body for each in drawn if "probability" in getattr(each, "body", "")]
+        if not any(f"probability {probability:.3g}" in each for each in told):
+            self.trouble.append(f"session {self.i}: {probability:.3g} is not in {told[:3]}")
+
+
+def test_twenty_sessions_at_once_see_only_their_own(tmp_path: Path) -> None:
+    model = HookedGPT.from_pretrained("stdlib-4l").requires_grad_(False)
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    with served(tmp_path / "log", tmp_path, env=env) as address:
+        all_there = threading.Barrier(SESSIONS + 1)
+        guests = [Guest(address, i, model, all_there) for i in range(SESSIONS)]
+        for guest in guests:
+            guest.start()
+        all_there.wait(300)
+        sizes: list[float] = []
+        while any(guest.is_alive() for guest in guests):
+            time.sleep(1)
+            sizes.append(resident(address))
+        assert not [trouble for guest in guests for trouble in guest.trouble]
+        assert min(guest.n_runs for guest in guests) >= 2
+        half = len(sizes) // 2
+        middle, end = median(sizes[half : half + half // 2]), median(sizes[half + half // 2 :])
+        assert end < 1.1 * middle + 30e6, sizes
