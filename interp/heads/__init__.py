@@ -5,6 +5,7 @@ from interp.heads.classes import TokenClasses
 from interp.heads.corpus import corpus_statistics
 from interp.heads.effects import direct_effects, disagreement, effect_names
 from interp.heads.patterns import Patterns, patterns
+from interp.heads.repair import self_repair
 from interp.heads.roles import ROLES, detect, roles
 from interp.heads.scores import SCORES, detect_pattern, scores
 from interp.heads.xray import EdgeXrays, edge_writes, edge_xray
@@ -28,4 +29,5 @@ __all__ = [
     "patterns",
     "roles",
     "scores",
+    "self_repair",
 ]

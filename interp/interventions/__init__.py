@@ -1,6 +1,6 @@
 """Edits as data: what is done to a run, and where; to apply within `model.edit`, to sweep over, to keep in a file."""
 
-from interp.interventions.edits import Ablate, Edit, Freeze, Patch, Scale, Site, Steer
+from interp.interventions.edits import Ablate, Attend, Edit, Freeze, Patch, Scale, Site, Steer
 from interp.interventions.files import load, save
 
-__all__ = ["Ablate", "Edit", "Freeze", "Patch", "Scale", "Site", "Steer", "load", "save"]
+__all__ = ["Ablate", "Attend", "Edit", "Freeze", "Patch", "Scale", "Site", "Steer", "load", "save"]

@@ -293,6 +293,32 @@ class Scale(Edit):
         return self.factor * part
 
 
+@dataclass(frozen=True, eq=False)
+class Attend(Edit):
+    """Of an attention pattern, [query key]: look where it does not depend on what is read.
+
+    "uniform": at all tokens up to the query alike; "first": at the first token alone. Of causal attention over prompts
+    without padding.
+    """
+
+    to: Literal["uniform", "first"] = "uniform"
+
+    def __post_init__(self) -> None:
+        if self.to not in ("uniform", "first"):
+            raise ValueError(f"to={self.to!r}; allowed: 'uniform', 'first'")
+        if not self.site.name.endswith("pattern"):
+            raise ValueError(f"Attend is for the pattern, not for {self.site.name}")
+        if self.site.neuron is not None:
+            raise ValueError("Attend sets all keys of a query together: leave out neuron=")
+
+    def of(self, part: Values, places: Places, mesh: list[Tensor], sizes: Sequence[int]) -> Tensor:
+        """See `Edit`."""
+        key = mesh[-1].to(places.pos.device)
+        query = places.pos.view(-1, *[1] * len(sizes))
+        weight = (key <= query) / (query + 1) if self.to == "uniform" else key == 0
+        return weight.to(part)
+
+
 @dataclass(frozen=True)
 class Acts:
     """A hook function that does what an edit says."""

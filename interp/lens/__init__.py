@@ -1,6 +1,7 @@
 """Reading the stream: what each part says about the output, and what the model would say layer by layer."""
 
 from interp.lens.attribution import direct_logit_attribution
+from interp.lens.directions import mean_difference
 from interp.lens.layers import logit_lens
 from interp.lens.patchscope import patchscope
 from interp.lens.probes import Probe, linear_probe
@@ -13,6 +14,7 @@ __all__ = [
     "direct_logit_attribution",
     "linear_probe",
     "logit_lens",
+    "mean_difference",
     "patchscope",
     "stream_statistics",
     "tuned_lens",

@@ -5,6 +5,7 @@ from interp.patching.activation import activation_patching
 from interp.patching.attribution import attribution_patching
 from interp.patching.edges import all_edges, edge_patching
 from interp.patching.paths import path_patching
+from interp.patching.removal import parts_named, removals, sample, with_edits
 from interp.patching.statistics import summary
 
 __all__ = [
@@ -14,6 +15,10 @@ __all__ = [
     "attribution_patching",
     "edge_patching",
     "interaction",
+    "parts_named",
     "path_patching",
+    "removals",
+    "sample",
     "summary",
+    "with_edits",
 ]

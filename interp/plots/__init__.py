@@ -13,6 +13,7 @@ from interp.plots.curves import training_curves
 from interp.plots.graphs import composition_graph
 from interp.plots.heads import corpus_offsets, head_scores
 from interp.plots.heatmap import heatmap, patterns
+from interp.plots.lines import lines
 from interp.plots.memories import layer_trends, memory_bars, neuron_card, next_token_bars, value_bars
 from interp.plots.mosaic import Mosaic, head_mosaic, mosaic
 from interp.plots.streams import stream_statistics
@@ -42,6 +43,7 @@ __all__ = [
     "heatmap",
     "layer_trends",
     "lens_table",
+    "lines",
     "memory_bars",
     "mosaic",
     "neuron_card",
