@@ -28,6 +28,7 @@ PAGES = {
     "lens": ("Lens", ":material/layers:"),
     "attribution": ("Attribution", ":material/bar_chart:"),
     "patching": ("Patching", ":material/swap_horiz:"),
+    "ablation": ("Ablation", ":material/content_cut:"),
     "memories": ("Memories", ":material/key:"),
     "generate": ("Generate", ":material/edit_note:"),
     "walkthrough": ("Walkthrough", ":material/route:"),

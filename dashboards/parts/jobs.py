@@ -23,6 +23,7 @@ can be stopped, and gone on with.
 4. A job whose session has gone is stopped, and what it holds is let go.
 """
 
+import atexit
 import re
 import shutil
 import tempfile
@@ -120,13 +121,17 @@ class Job:
         self._halt.clear()
         self._ended.clear()
 
+    def ended(self, within: int | float) -> bool:
+        """Wait until it has; whether it did within so many seconds."""
+        return self._ended.wait(within)
+
     def stop(self, within: int | float = 0.4) -> None:
         """Have it end; come back when it has, or after so many seconds."""
         self._halt.set()
         if QUEUE.drop(self):
             self.condition, self._work = "stopped", None
         elif self.condition == "running":
-            self._ended.wait(within)
+            self.ended(within)
 
     def run(self) -> None:
         """Do the work, in this thread."""
@@ -240,6 +245,15 @@ class Queue:
             left += [jobs] if jobs else []
         return n
 
+    def close(self) -> None:
+        """Stop what runs, and begin nothing more: the process ends."""
+        with self._lock:
+            self._waiting.clear()
+            running, thread = self._running, self._thread
+        if running is not None and thread is not None:
+            running[1].stop(within=0)
+            thread.join(2)
+
     def _work(self) -> None:
         while (job := self._next()) is not None:
             job.run()
@@ -268,6 +282,7 @@ class Queue:
 
 
 QUEUE = Queue()
+atexit.register(QUEUE.close)
 
 
 def offer(
@@ -278,12 +293,13 @@ def offer(
     draw: Callable[[Any], None],
     of: str = "",
     start: str = "Measure",
+    at_once: bool = False,
 ) -> Any | None:
     """What `work(model, tokens, *key, tell)` found on what is on show; None until it has, and what is to be said.
 
     First that is a button, and the `seconds` that it takes, with what `of`; then how far it is, and `draw` of what it
     found so far. Jobs are known by the weights, the tokens, `work`'s name and `key`, as in `state.cached`, and a
-    session keeps the last ones. On a page each has another `name`.
+    session keeps the last ones. On a page each has another `name`. With `at_once` it waits for no button.
     """
     now = chosen()
     jobs: OrderedDict[Hashable, Job] = st.session_state.setdefault("_jobs", OrderedDict())
@@ -296,6 +312,11 @@ def offer(
     if job is None:
         job = Job(name, _presence())
     begin = partial(_begin, jobs, known, job, partial(work, now.model, now.tokens, *key))
+    if at_once and known not in jobs:
+        begin()
+        job.ended(within=2 * seconds + 0.2)
+        if job.condition == "done":
+            return job.found
     with st.container(key=slug):
         if job.is_active:
             st.fragment(_going_on, run_every=EVERY)(job, slug, draw)

@@ -51,6 +51,15 @@ FIELDS: dict[str, type] = {
     "row": int,
     "step": int,
     "stage": str,
+    "abl": str,
+    "abl_how": str,
+    "abl_text": int,
+    "abl_on": bool,
+    "steer_to": str,
+    "steer_from": str,
+    "steer_layer": int,
+    "steer_scale": float,
+    "steer_how": str,
 }
 
 _copy = component(

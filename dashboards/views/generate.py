@@ -1,6 +1,7 @@
 """What the model writes next, and how each token came to be chosen."""
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from math import isnan
 from typing import Any
 
@@ -8,11 +9,14 @@ import streamlit as st
 from pandas import DataFrame
 from torch import Tensor
 
+from dashboards.parts.ablation import wanted as ablation
+from dashboards.parts.ablation.wanted import Wanted
 from dashboards.parts.figure import numbers, opening
+from dashboards.parts.models import Trouble
 from dashboards.parts.put import default, put
 from dashboards.parts.state import Chosen, cached, chosen
 from dashboards.parts.strip import strip
-from dashboards.parts.words import plain, token_text
+from dashboards.parts.words import plain, report, token_text
 from interp import HookedGPT
 from interp.generation import Choice, Generation, Sampling, explained, runners_up
 from interp.plots.theme import seen
@@ -29,29 +33,38 @@ class Choices:
     n_samples: int
     seed: int
     stop: str
+    edits: Wanted | None = None  # of the page Ablation
 
 
 def generated(model: HookedGPT, tokens: Tensor, choices: Choices) -> Generation:
     """The prompt gone on with, `n_samples` times."""
     how = choices.sampling
-    return model.generate(
-        tokens,
-        choices.n_new,
-        temperature=how.temperature,
-        top_k=how.top_k,
-        top_p=how.top_p,
-        repetition_penalty=how.repetition_penalty,
-        stop=[choices.stop] if choices.stop else [],
-        num_return_sequences=choices.n_samples,
-        seed=choices.seed,
-        return_type="full",
-        on_overflow="slide",
-    )
+    with edited(model, tokens, choices):
+        return model.generate(
+            tokens,
+            choices.n_new,
+            temperature=how.temperature,
+            top_k=how.top_k,
+            top_p=how.top_p,
+            repetition_penalty=how.repetition_penalty,
+            stop=[choices.stop] if choices.stop else [],
+            num_return_sequences=choices.n_samples,
+            seed=choices.seed,
+            return_type="full",
+            on_overflow="slide",
+        )
 
 
-def choice_of(model: HookedGPT, _: Tensor, choices: Choices, row: int, step: int) -> Choice:
+def edited(model: HookedGPT, tokens: Tensor, choices: Choices) -> AbstractContextManager[Any]:
+    """Within it, the edits that are switched on are in force."""
+    return model.edit([] if choices.edits is None else ablation.edits_of(model, tokens, choices.edits))
+
+
+def choice_of(model: HookedGPT, tokens: Tensor, choices: Choices, row: int, step: int) -> Choice:
     """How one token of it was chosen."""
-    return explained(model, choices.sampling, cached(generated, choices), row, step)
+    found = cached(generated, choices)
+    with edited(model, tokens, choices):
+        return explained(model, choices.sampling, found, row, step)
 
 
 def controls(now: Chosen) -> Choices:
@@ -174,15 +187,18 @@ def code_of(now: Chosen, choices: Choices, row: int, step: int) -> str:
         f"temperature={how.temperature}, top_k={how.top_k}, top_p={how.top_p}, "
         f"repetition_penalty={how.repetition_penalty}"
     )
+    edits, imports = ("edits = []\n", ()) if choices.edits is None else ablation.code_of(now, choices.edits)
     return (
-        opening(now, "generation")
+        opening(now, "generation", *imports)
+        + edits
         + f"""
-text = model.generate(
-    tokens, {choices.n_new}, {arguments}{stop},
-    num_return_sequences={choices.n_samples}, seed={choices.seed}, return_type="full", on_overflow="slide",
-)
-sampling = generation.Sampling({arguments})
-choice = generation.explained(model, sampling, text, row={row}, step={step})
+with model.edit(edits):
+    text = model.generate(
+        tokens, {choices.n_new}, {arguments}{stop},
+        num_return_sequences={choices.n_samples}, seed={choices.seed}, return_type="full", on_overflow="slide",
+    )
+    sampling = generation.Sampling({arguments})
+    choice = generation.explained(model, sampling, text, row={row}, step={step})
 print(choice.token, choice.random, {{name: float(values[choice.token]) for name, values in choice.stages.items()}})
 """
     )
@@ -197,6 +213,15 @@ def page() -> None:
         st.warning(f"This model writes no text: {why}. Choose another model.", icon=":material/info:")
         return
     choices = controls(now)
+    if ablation.is_any() and st.toggle("With the edits of the page Ablation", key="abl_on", bind="query-params"):
+        with st.expander("The edits", icon=":material/content_cut:"):
+            edits = ablation.fields(now)
+            if isinstance(edits, Trouble):
+                report(edits, "edits")
+        if isinstance(edits, Trouble):
+            return
+        st.caption(plain(ablation.in_words(edits)))
+        choices = replace(choices, edits=edits)
     try:
         found = cached(generated, choices)
     except ValueError as error:
@@ -246,9 +271,11 @@ def show_sample(now: Chosen, choices: Choices, found: Generation, row: int, leng
             st.code(text, language=None, wrap_lines=True)
 
 
-def others(model: HookedGPT, _: Tensor, choices: Choices, row: int) -> list[list[tuple[int, float]]]:
+def others(model: HookedGPT, tokens: Tensor, choices: Choices, row: int) -> list[list[tuple[int, float]]]:
     """At each step of a sample, the likeliest tokens that were not taken."""
-    return runners_up(model, choices.sampling, cached(generated, choices), row)
+    found = cached(generated, choices)
+    with edited(model, tokens, choices):
+        return runners_up(model, choices.sampling, found, row)
 
 
 def in_words(now: Chosen, tokens: list[tuple[int, float]]) -> str:
