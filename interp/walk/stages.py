@@ -201,8 +201,15 @@ def _mlp_norm(this: Walk, _: int) -> list[Quantity]:
 
 
 def _neurons(this: Walk) -> list[Quantity]:
-    names = {"pre": "hook_pre", "gated by": "hook_pre_linear", "post": "hook_post"}
-    return [this.hooked(x, hook) for x, end in names.items() if this.has(hook := this.at(f"mlp.{end}"))]
+    cfg = this.model.cfg
+    bias = " + b_in" if cfg.bias_mlp else ""
+    into, after = f"what the MLP reads × W_in{bias}", f"{cfg.act_fn}(pre)"
+    if not cfg.gated_mlp:
+        formulas = {"pre": ("hook_pre", into), "post": ("hook_post", after)}
+    else:
+        formulas = {"pre": ("hook_pre", "what the MLP reads × W_gate"), "gated by": ("hook_pre_linear", into)}
+        formulas["post"] = "hook_post", f"{after} × gated by"
+    return [replace(this.hooked(name, this.at(f"mlp.{end}")), formula=said) for name, (end, said) in formulas.items()]
 
 
 def _expand(this: Walk, _: int) -> list[Quantity]:

@@ -19,6 +19,7 @@ from interp.generation import Sampling, keep_top_k, keep_top_p
 from tests.dashboard.app import array, figure_of, healthy, opened, shown
 from tests.dashboard.browser import Watched
 from tests.families import saved_model
+from tests.variants import variant
 
 PAGE = "views/walkthrough.py"
 THREE = ["stdlib-4l", "planted/induction", "folder/llama"]
@@ -242,6 +243,16 @@ def test_the_next_token_has_one_query_and_the_numbers_of_a_full_run(name: str, l
                     assert value == pytest.approx(float(wanted[place_of(label)]), abs=1e-4)
 
 
+def test_half_precision_is_held_to_what_it_can_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = variant("gemma2", torch.bfloat16, n_ctx=40)
+    model.save_pretrained(tmp_path / "half")
+    monkeypatch.setenv("INTERP_MODELS", str(tmp_path))
+    at = opened(PAGE, model="folder/half", prompt="1 2 3 4 5 6 7 8 9")
+    assert shown(at).model.dtype == torch.bfloat16
+    for title in TITLES:
+        assert "✗" not in said(at_stage(at, title)), title
+
+
 def test_what_a_model_lacks_is_told_in_its_place() -> None:
     lacks = {
         "stdlib-4l": {"Positions": "rotary"},
@@ -310,7 +321,7 @@ def test_the_token_that_was_drawn_joins_the_prompt() -> None:
 @pytest.mark.browser
 def test_stages_are_jumped_to_and_the_filters_redraw(dashboard: str, new_page: Callable[..., Watched]) -> None:
     watched = new_page()
-    page = watched.open(f"{dashboard}/walkthrough?stage=Temperature")
+    page = watched.open(f"{dashboard}/walkthrough?stage=Temperature&layer=2&head=3")
     page.wait_for_selector(".st-key-temperature input")
     watched.idle()
     page.locator(".st-key-temperature input").fill("0")
@@ -320,7 +331,8 @@ def test_stages_are_jumped_to_and_the_filters_redraw(dashboard: str, new_page: C
     page.locator(".st-key-stage").get_by_text("Softmax", exact=True).click()
     page.wait_for_selector("h3:has-text('How do scores become weights?')")
     watched.idle()
-    assert "stage=Softmax" in page.url
+    assert {"stage=Softmax", "layer=2", "head=3"} <= {*page.url.split("?")[1].split("&")}
+    page.wait_for_selector(".st-key-walk_stage :text('Attention of layer 2, head 3')")
     page.locator(".st-key-stage input[type=radio]:checked").press("ArrowDown")
     page.wait_for_selector("h3:has-text('What does the head take from there?')")
     watched.idle()

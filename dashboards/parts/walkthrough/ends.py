@@ -12,7 +12,7 @@ from dashboards.parts.figure import figure, numbers, opening
 from dashboards.parts.heads.one import check
 from dashboards.parts.sidebar import LONGEST
 from dashboards.parts.state import Chosen, cached
-from dashboards.parts.walkthrough.inside import ARRAY, N, names
+from dashboards.parts.walkthrough.inside import ARRAY, N, allowed, names
 from dashboards.parts.walkthrough.measured import LONGEST_WORD, chances, drawn, step_of, word
 from dashboards.parts.words import token_text
 from interp import plots
@@ -211,9 +211,12 @@ def draw_next(now: Chosen, layer: int, head: int) -> None:
     ]
     st.dataframe(DataFrame(rows), key="walk_numbers_1", hide_index=True)
     worst = max(step.errors.values())
-    size = max(1.0, float(step.logits.abs().max()))
+    seen_scores = step.scores[step.scores.isfinite()]
+    size = max(1.0, *(float(x.abs().max()) for x in (step.q, step.k, step.v, seen_scores, step.logits)))
     st.caption(
-        check("Equal to one pass over the whole text: q, k, v, scores, weights, z and logits", worst, 1e-3 * size)
+        check(
+            "Equal to one pass over the whole text: q, k, v, scores, weights, z and logits", worst, allowed(now) * size
+        )
         + f" That pass would make {n + 1} × {n + 1} scores; this one makes 1 × {n + 1}."
     )
     first = max(0, n + 1 - KEYS)

@@ -40,7 +40,7 @@ def draw_inside(now: Chosen, stage: str, layer: int, head: int) -> None:
         _draw_logits(now, this, code)
     else:
         _draw_vectors(found, code, now, None if stage in OUTSIDE else layer)
-    if said := holds(this, stage, found):
+    if said := holds(now, this, stage, found):
         st.caption(said)
 
 
@@ -77,8 +77,8 @@ def places(now: Chosen, this: Walk, head: int, found: list[Quantity]) -> dict[st
     for each in found:
         if each.along == "key_pos":
             at["key_pos"] = {f"{key} {seen(now.labels[key])}": key for key in _keys(this, head, each)}
-        elif each.along == "d_mlp":  # the last is what is written by
-            size = each.values.float().abs()
+        elif each.along == "d_mlp":  # the same neurons at all stages: those that write most
+            size = this.cache[this.at("mlp.hook_post")][0, 0].float().abs()
             at["d_mlp"] = {f"N{i}": i for i in sorted(size.topk(min(N, len(size))).indices.tolist())}
         elif each.along == "d_vocab_out":
             top = each.values.float().topk(min(N, len(each.values))).indices.tolist()
@@ -101,31 +101,36 @@ def names(now: Chosen, tokens: list[int]) -> list[str]:
     return list(map(seen, tokenizer.token_strings(tokens)))
 
 
-def holds(this: Walk, stage: str, found: list[Quantity]) -> str:
+def allowed(now: Chosen) -> float:
+    """How far two ways to the same number may lie apart, relative to its size."""
+    return max(1e-4, 4 * torch.finfo(now.model.dtype).eps)
+
+
+def holds(now: Chosen, this: Walk, stage: str, found: list[Quantity]) -> str:
     """What must hold of the stage's numbers, and whether it does."""
     of = {each.name: each.values.double() for each in found}
     if stage == "position":
-        return _sum_holds(of["embedding"] + of["position"], of["stream"], "embedding + position = stream")
+        return _sum_holds(now, of["embedding"] + of["position"], of["stream"], "embedding + position = stream")
     if stage in ("attention added", "mlp added"):
         parts = [x for name, x in of.items() if name in ("stream", "attention adds", "the MLP adds")]
         whole, said = (
             of.get("sum", of["stream after"]),
             " + ".join(n for n in of if n == "stream" or n.endswith("adds")),
         )
-        return _sum_holds(torch.stack(parts).sum(0), whole, f"{said} = {'sum' if 'sum' in of else 'stream after'}")
+        return _sum_holds(now, torch.stack(parts).sum(0), whole, f"{said} = {'sum' if 'sum' in of else 'stream after'}")
     heads = [x for name, x in of.items() if name.startswith("head ")]
     if stage == "heads" and len(heads) == this.model.cfg.n_heads:
         bias = this.model.blocks[this.layer].attn.b_O
         whole = torch.stack(heads).sum(0) + (0 if bias is None else bias.double())
-        return _sum_holds(whole, of["all heads write"], "The heads together = all heads write")
+        return _sum_holds(now, whole, of["all heads write"], "The heads together = all heads write")
     if stage == "softmax":
-        return check("The weights of the row sum to 1", abs(float(of["weights"].sum()) - 1), 1e-4)
+        return check("The weights of the row sum to 1", abs(float(of["weights"].sum()) - 1), allowed(now))
     return ""
 
 
-def _sum_holds(made: torch.Tensor, whole: torch.Tensor, said: str) -> str:
+def _sum_holds(now: Chosen, made: torch.Tensor, whole: torch.Tensor, said: str) -> str:
     size = max(1.0, float(whole.abs().max()))
-    return check(said, float((made - whole).abs().max()) / size, 1e-2 if size > 1e3 else 1e-4)
+    return check(said, float((made - whole).abs().max()), allowed(now) * size)
 
 
 def _draw_vectors(found: list[Quantity], code: str, now: Chosen, layer: int | None) -> None:
