@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from interp import HookedGPT
+from interp.interventions import Ablate, Site
 from tests.dashboard.browser import resident, served
 from tests.dashboard.visitor import Visitor, visitor
 
@@ -23,7 +24,7 @@ class Guest(threading.Thread):
     def __init__(self, address: str, i: int, model: HookedGPT, all_there: threading.Barrier) -> None:
         super().__init__(daemon=True)
         self.address, self.i, self.model, self.all_there = address, i, model, all_there
-        self.draw, self.n_runs, self.trouble = random.Random(i), 0, list[str]()
+        self.draw, self.n_runs, self.n_ablations, self.trouble = random.Random(i), 0, 0, list[str]()
 
     def run(self) -> None:
         try:
@@ -39,14 +40,17 @@ class Guest(threading.Thread):
     def look(self, session: Visitor) -> None:
         """A page, with a prompt that nobody else has."""
         prompt = f"guest_{self.i:02} = {self.draw.randrange(100)}\nprint(guest_{self.i:02}"
-        page = self.draw.choice(PAGES)
-        drawn = session.run(page, timeout=300, prompt=prompt)
+        page = "ablation" if self.n_runs % 2 else self.draw.choice(PAGES)
+        own = f"L{self.i % 4}H{self.draw.randrange(8)}"
+        drawn = session.run(page, timeout=300, prompt=prompt, abl=own)
         self.n_runs += 1
         said = "\n".join(str(each) for each in drawn)
         others = [j for j in range(SESSIONS) if j != self.i and f"guest_{j:02}" in said]
         if others:
             self.trouble.append(f"session {self.i} saw the prompts of {others}")
         self.check(prompt, drawn)
+        if page == "ablation" and "abl" in session.widgets:
+            self.check_ablation(prompt, own, drawn)
 
     def check(self, prompt: str, drawn: list[Any]) -> None:
         """The likeliest token and its probability, in the sidebar, are this prompt's."""
@@ -54,6 +58,19 @@ class Guest(threading.Thread):
         told = [each.body for each in drawn if "probability" in getattr(each, "body", "")]
         if not any(f"probability {probability:.3g}" in each for each in told):
             self.trouble.append(f"session {self.i}: {probability:.3g} is not in {told[:3]}")
+
+    def check_ablation(self, prompt: str, head: str, drawn: list[Any]) -> None:
+        """The difference of the two likeliest tokens' logits, with this session's head and without it."""
+        tokens, (layer, n) = self.model.to_tokens(prompt), map(int, head[1:].split("H"))
+        whole = self.model(tokens, last_only=True)[0, -1]
+        with self.model.edit([Ablate(Site("z", layer, head=n))]):
+            without = self.model(tokens, last_only=True)[0, -1]
+        first, second = whole.topk(2).indices.tolist()
+        found = [float(logits[first] - logits[second]) for logits in (whole, without)]
+        told = [each.body for each in drawn if type(each).__name__ == "Metric"]
+        self.n_ablations += 1
+        if f"{found[0]:.3f} → {found[1]:.3f}" not in told:
+            self.trouble.append(f"session {self.i} without {head}: {found} is not in {told}")
 
 
 def test_twenty_sessions_at_once_see_only_their_own(tmp_path: Path) -> None:
@@ -71,6 +88,7 @@ def test_twenty_sessions_at_once_see_only_their_own(tmp_path: Path) -> None:
             sizes.append(resident(address))
         assert not [trouble for guest in guests for trouble in guest.trouble]
         assert min(guest.n_runs for guest in guests) >= 2
+        assert min(guest.n_ablations for guest in guests) >= 1
         half = len(sizes) // 2
         middle, end = median(sizes[half : half + half // 2]), median(sizes[half + half // 2 :])
         assert end < 1.1 * middle + 30e6, sizes

@@ -33,6 +33,11 @@ class Visitor:
     def run(self, page: str = "", timeout: float = 60, **moved: Any) -> list[Any]:
         """The elements of a page after these widgets were moved, in the order in which they were drawn."""
         self.moved |= moved
+        known = {key for key in self.moved if key in self.widgets}
+        drawn = self._run(page, timeout)
+        return self._run(page, timeout) if any(key in self.widgets for key in {*self.moved} - known) else drawn
+
+    def _run(self, page: str, timeout: float) -> list[Any]:
         message = BackMsg()
         state = message.rerun_script
         state.page_script_hash = self.pages.get(page, "")
