@@ -5,6 +5,8 @@ model says in the end: the least KL(model || lens) over a corpus. The stream at 
 """
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -24,15 +26,17 @@ from interp.training.parallel import Ranks
 
 _AT_ONCE = 2**24  # logits that are held at once
 _FORMAT = "interp tuned lens"
+_KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+@dataclass(frozen=True, eq=False)
 class TunedLens:
     """A translator for each layer: give it to `logit_lens` as `translate`."""
 
-    def __init__(
-        self, weight: Float[Tensor, "layer d_model d_model"], bias: Float[Tensor, "layer d_model"], model: str
-    ) -> None:
-        self.weight, self.bias, self.model = weight, bias, model
+    weight: Float[Tensor, "layer d_model d_model"]
+    bias: Float[Tensor, "layer d_model"]
+    model: str  # its fingerprint
+    trained_on: str = ""  # in words
 
     def __call__(self, stream: Float[Tensor, "row d_model"], layer: int) -> Float[Tensor, "row d_model"]:
         return translated(stream, self.weight[layer].to(stream), self.bias[layer].to(stream))
@@ -41,21 +45,34 @@ class TunedLens:
         """Write a .safetensors file, whole or not at all."""
         tensors = {"weight": self.weight.detach().cpu().contiguous(), "bias": self.bias.detach().cpu().contiguous()}
         with replacing(Path(path)) as unfinished:
-            save_file(tensors, unfinished, metadata={"format": _FORMAT, "model": self.model})
+            about = {"format": _FORMAT, "model": self.model, "trained_on": self.trained_on}
+            save_file(tensors, unfinished, metadata=about)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: HookedGPT) -> "TunedLens":
-        """The lens that `save` wrote; raise if it is another model's."""
+        """The lens that `save` wrote; raise if it is another model's, or no lens of its shape."""
         file = open_safetensors(Path(path))
         about = file.metadata() or {}
         if about.get("format") != _FORMAT:
             raise ValueError(f"{path} holds no tuned lens: it has {sorted(file.keys())[:8]}")
+        if "model" not in about:
+            raise ValueError(f"{path} does not say of which model it is the lens")
         if about["model"] != model.fingerprint():
             raise ValueError(
-                f"{path} is the lens of another model: of {about['model']}, and this one is {model.fingerprint()}"
+                f"{path} is the lens of another model: of {about['model'][:80]}, and this one is {model.fingerprint()}"
             )
-        weight, bias = (file.get_tensor(name).to(model.device) for name in ("weight", "bias"))
-        return cls(weight, bias, about["model"])
+        n_layers, d_model = model.cfg.n_layers, model.cfg.d_model
+        shapes = {"bias": [n_layers, d_model], "weight": [n_layers, d_model, d_model]}
+        found = {name: file.get_slice(name).get_shape() for name in sorted(file.keys())[:8]}
+        if found != shapes:
+            raise ValueError(f"{path} has tensors of shapes {found}; this model's lens has {shapes}")
+        tensors = {name: file.get_tensor(name) for name in shapes}
+        if wrong := {name: str(x.dtype) for name, x in tensors.items() if x.dtype not in _KINDS}:
+            raise ValueError(f"{path} has numbers of another kind than {', '.join(map(str, _KINDS))}: {wrong}")
+        if broken := [name for name, x in tensors.items() if not x.isfinite().all()]:
+            raise ValueError(f"{path} has numbers that are NaN or infinite, in {', '.join(broken)}")
+        weight, bias = (tensors[name].to(model.device, copy=True) for name in ("weight", "bias"))
+        return cls(weight, bias, about["model"], about.get("trained_on", ""))
 
 
 def tuned_lens(
@@ -65,12 +82,14 @@ def tuned_lens(
     steps: int = 250,
     batch_size: int = 8,
     lr: float = 1e-3,
-    progress: bool = True,
+    trained_on: str = "",
+    progress: bool | Callable[[int, int], None] = True,
 ) -> tuple[TunedLens, list[dict[str, Any]]]:
     """Train the translators of a model on a corpus; the lens, and the log: the mean KL of each layer at each step.
 
-    Adam, its learning rate falling to 0. Under `torchrun` the processes share each batch. A layer's logits are gone
-    before the next one's are made.
+    Adam, its learning rate falling to 0. `trained_on` says in words what the corpus is; the lens keeps it. A function
+    as `progress` is told how many steps are done, and of how many. Under `torchrun` the processes share each batch. A
+    layer's logits are gone before the next one's are made.
     """
     if steps < 1 or batch_size < 1 or lr <= 0:
         raise ValueError(f"steps={steps}, batch_size={batch_size}, lr={lr}; all must be above 0")
@@ -83,7 +102,7 @@ def tuned_lens(
     optimiser = torch.optim.Adam(leaves, lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / steps)
     log: list[dict[str, Any]] = []
-    with ranks.joined(), tqdm(total=steps, desc="tuned lens", unit=" steps", disable=not progress) as bar:
+    with ranks.joined(), tqdm(total=steps, desc="tuned lens", unit=" steps", disable=progress is not True) as bar:
         for step in range(steps):
             batch = data.batch(step, batch_size, ranks.share(batch_size)).to(model.device)
             streams = _streams(model, batch)
@@ -101,7 +120,9 @@ def tuned_lens(
             log.append({"step": step} | {f"kl_{layer}": value for layer, value in enumerate(kl)})
             bar.set_postfix(kl=f"{sum(kl) / n_layers:.3f}", refresh=False)
             bar.update()
-    return TunedLens(weight.detach(), bias.detach(), model.fingerprint()), log
+            if callable(progress):
+                progress(step + 1, steps)
+    return TunedLens(weight.detach(), bias.detach(), model.fingerprint(), trained_on), log
 
 
 @torch.no_grad()

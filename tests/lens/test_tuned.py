@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
@@ -86,6 +87,44 @@ def test_a_lens_is_the_logit_lens_at_first_and_comes_back_from_its_file(tmp_path
     (tmp_path / "lens.safetensors").write_bytes((tmp_path / "lens.safetensors").read_bytes()[:-1])
     with pytest.raises(ValueError, match="is no complete safetensors file"):
         TunedLens.load(tmp_path / "lens.safetensors", model)
+
+
+def test_a_file_that_is_no_lens_of_this_model_is_refused_by_what_is_wrong_with_it(tmp_path: Path) -> None:
+    model, path = variant("llama"), tmp_path / "lens.safetensors"
+    about = {"format": "interp tuned lens", "model": model.fingerprint()}
+    right = {"weight": torch.zeros(2, 14, 14), "bias": torch.zeros(2, 14)}
+    broken = torch.zeros(2, 14)
+    broken[1, 3] = torch.inf
+    wrong: list[tuple[dict[str, Tensor], dict[str, str], str]] = [
+        (right, {"model": model.fingerprint()}, "holds no tuned lens"),
+        (right, {"format": about["format"]}, "does not say of which model it is the lens"),
+        (
+            {**right, "weight": torch.zeros(3, 14, 14)},
+            about,
+            r"has tensors of shapes .*\[3, 14, 14\].* has .*\[2, 14, 14\]",
+        ),
+        ({"weight": right["weight"]}, about, "has tensors of shapes"),
+        ({**right, "more": torch.zeros(1)}, about, "has tensors of shapes .*more"),
+        ({**right, "bias": torch.zeros(2, 14, dtype=torch.int64)}, about, "numbers of another kind .*int64"),
+        ({**right, "bias": broken}, about, "NaN or infinite, in bias"),
+    ]
+    for tensors, said, message in wrong:
+        save_file(tensors, path, metadata=said)
+        with pytest.raises(ValueError, match=message):
+            TunedLens.load(path, model)
+    for content in (b"", b"no safetensors file at all", bytes(7), b"\xff" * 400):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is no complete safetensors file"):
+            TunedLens.load(path, model)
+
+
+def test_a_lens_says_what_it_was_trained_on_and_training_tells_how_far_it_is(tmp_path: Path) -> None:
+    model, told = variant("gpt2"), list[tuple[int, int]]()
+    more = {"trained_on": "six rows", "progress": lambda done, total: told.append((done, total))}
+    lens, _ = tuned_lens(model, FullBatch(batch()), steps=3, batch_size=6, **more)
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    lens.save(tmp_path / "lens.safetensors")
+    assert TunedLens.load(tmp_path / "lens.safetensors", model).trained_on == "six rows"
 
 
 def one_of_two(rank: int, port: int, out: str) -> None:
