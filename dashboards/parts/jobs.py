@@ -294,16 +294,20 @@ def offer(
     of: str = "",
     start: str = "Measure",
     at_once: bool = False,
+    of_prompt: bool = True,
 ) -> Any | None:
     """What `work(model, tokens, *key, tell)` found on what is on show; None until it has, and what is to be said.
 
     First that is a button, and the `seconds` that it takes, with what `of`; then how far it is, and `draw` of what it
     found so far. Jobs are known by the weights, the tokens, `work`'s name and `key`, as in `state.cached`, and a
-    session keeps the last ones. On a page each has another `name`. With `at_once` it waits for no button.
+    session keeps the last ones. On a page each has another `name`. With `at_once` it waits for no button. One that is
+    not `of_prompt` is of the model alone: `work(model, *key, tell)`, whatever the tokens.
     """
     now = chosen()
     jobs: OrderedDict[Hashable, Job] = st.session_state.setdefault("_jobs", OrderedDict())
-    known = (now.fingerprint, tuple(now.tokens.flatten().tolist()), work.__module__, work.__qualname__, key)
+    of_what = (now.model, now.tokens) if of_prompt else (now.model,)
+    tokens = tuple(now.tokens.flatten().tolist()) if of_prompt else ()
+    known = (now.fingerprint, tokens, work.__module__, work.__qualname__, key)
     job = jobs.get(known)
     if job is not None and job.condition == "done":
         jobs.move_to_end(known)
@@ -311,7 +315,7 @@ def offer(
     slug = "job_" + re.sub(r"\W+", "_", name.lower())
     if job is None:
         job = Job(name, _presence())
-    begin = partial(_begin, jobs, known, job, partial(work, now.model, now.tokens, *key))
+    begin = partial(_begin, jobs, known, job, partial(work, *of_what, *key))
     if at_once and known not in jobs:
         begin()
         job.ended(within=2 * seconds + 0.2)

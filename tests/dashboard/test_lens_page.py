@@ -1,6 +1,8 @@
 """The page on the lens: what it says is in the streams, read by hand, and its widgets may be moved anywhere."""
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from pandas import DataFrame
 from streamlit.testing.v1 import AppTest
 from torch import Tensor
 
-from dashboards.parts.lens import chosen, map, measured
+from dashboards.parts.jobs import QUEUE
+from dashboards.parts.lens import chosen, map, measured, tuned
 from dashboards.parts.state import store
 from interp import HookedGPT, lens
 from tests.dashboard.app import array, figure_of, healthy, opened, shown
@@ -265,6 +268,144 @@ def test_tokens_are_no_markup() -> None:
         healthy(at.run())
         said = next(each.value for each in at.markdown if "position" in each.value)
         assert not any(bad in said for bad in ("<img", "$x", ":red[", "\u202e"))
+
+
+def lens_of(model: HookedGPT, seed: int = 0) -> lens.TunedLens:
+    """Maps drawn at random: numbers that no other lens has."""
+    draw, cfg = torch.Generator().manual_seed(seed), model.cfg
+    weight = torch.randn(cfg.n_layers, cfg.d_model, cfg.d_model, generator=draw) / 40
+    bias = torch.randn(cfg.n_layers, cfg.d_model, generator=draw) / 10
+    return lens.TunedLens(weight, bias, model.fingerprint(), "a `draw` of <b>dice</b>")
+
+
+def bytes_of(translator: lens.TunedLens, folder: Path) -> bytes:
+    translator.save(folder / tuned.FILE)
+    return (folder / tuned.FILE).read_bytes()
+
+
+def given(at: AppTest, content: bytes, name: str = "../../etc/<img>.safetensors") -> AppTest:
+    key = f"_lens_file_{shown(at).fingerprint[:8]}"
+    next(each for each in at.get("file_uploader") if each.key == key).upload(name, content, "application/octet-stream")
+    return healthy(at.run())
+
+
+@pytest.mark.parametrize("colour", chosen.COLOURS)
+def test_the_tuned_lens_and_its_difference_are_the_librarys(
+    model: HookedGPT, colour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    translator = lens_of(model)
+    at = given(opened(PAGE, lens_halves="true"), bytes_of(translator, tmp_path))
+    monkeypatch.chdir(tmp_path)
+    at.segmented_control(key="lens_colour").set_value(colour)
+    at.toggle(key="lens_map_table").set_value(True)
+    at.segmented_control(key="lens_figure").set_value("The map as a figure")
+    healthy(at.run())
+    now = shown(at)
+    _, cache = run(model, model.to_tokens(PROMPT))
+    mine, theirs = (
+        lens.logit_lens(model, cache, now.target, now.foil, translate=each, progress=False)[colour]
+        .isel(prompt=0)
+        .values
+        for each in (translator, None)
+    )
+    assert np.abs(mine - theirs)[:-1].max() > 1e-3
+    for which, wanted in (("tuned", mine), ("difference", mine - theirs), ("plain", theirs)):
+        at.segmented_control(key="lens_which").set_value(which)
+        healthy(at.run())
+        np.testing.assert_allclose(frame(at).to_numpy(), wanted, rtol=1e-4, atol=1e-4)
+        made: dict[str, Any] = {}
+        exec(at.code[0].value, made)
+        for sent, own in zip(figure_of(at)["data"], made["fig"].to_plotly_json()["data"], strict=True):
+            z = [array(each["z"]).astype(float) for each in (sent, own)]
+            np.testing.assert_allclose(*z, rtol=1e-4, atol=1e-4)
+        halves = at.toggle(key="lens_halves")
+        assert (halves.disabled, halves.value) == (which != "plain", False)
+        assert ("No map was trained" in halves.help) if which != "plain" else not halves.help
+        assert (r"a \`draw\` of \<b\>dice\</b\>" in texts(at).split("Row l")[1]) == (which != "plain")
+        assert ("less the plain one" in texts(at)) == (which == "difference")
+    fig = made["fig"]
+    assert fig.data[0]["zmin"] is not None
+
+
+def test_colours_of_a_difference_have_0_in_their_middle(model: HookedGPT) -> None:
+    now = shown(opened(PAGE))
+    _, cache = run(model, model.to_tokens(PROMPT))
+    found, less = (
+        lens.logit_lens(model, cache, now.target, now.foil, translate=each, progress=False).isel(prompt=0)
+        for each in (lens_of(model), None)
+    )
+    for colour in chosen.COLOURS:
+        own = tuned.Tuned.of(lens_of(model))
+        cell = chosen.Cell(found, 1, 5, 0, 13, colour, False, False, own, less)
+        z, look = map._look_of_difference(cell)
+        assert look["scale"].low == -look["scale"].high == -np.abs(z).max()
+        change = found[colour].values - less[colour].values
+        np.testing.assert_array_equal(np.sign(z), np.sign(change) * (-1 if colour == "target_rank" else 1))
+        assert f"tuned − plain: {chosen.COLOURS[colour]} {change[1, 5]:+.3g}" in map._said(now, cell)[1][5]
+
+
+def test_a_bad_file_is_told_in_a_sentence_and_the_page_goes_on(model: HookedGPT, tmp_path: Path) -> None:
+    good = bytes_of(lens_of(model), tmp_path)
+    other = bytes_of(replace(lens_of(model), model="0" * 16), tmp_path)
+    nan = lens_of(model)
+    nan.weight[2, 3, 4] = torch.nan
+    for content, said in (
+        (good[:-9], "is no complete safetensors file"),
+        (b"", "is no complete safetensors file"),
+        (b"PK not that", "is no complete safetensors file"),
+        (other, "is the lens of another model"),
+        (bytes_of(nan, tmp_path), "NaN or infinite"),
+    ):
+        at = given(opened(PAGE), content)
+        warned = "\n".join(each.value for each in at.warning).replace("\\", "")
+        assert f"The file {said}" in warned or said in warned
+        assert "Give a file that TunedLens.save wrote" in warned
+        assert not any(bad in warned for bad in ("/tmp", "etc", "Traceback"))
+        assert "Row l reads the stream" in texts(at)
+        with pytest.raises(KeyError):
+            at.segmented_control(key="lens_which")
+
+
+def test_a_lens_stays_for_other_prompts_and_goes_with_its_model(model: HookedGPT, tmp_path: Path) -> None:
+    at = given(opened(PAGE), bytes_of(lens_of(model), tmp_path))
+    assert at.segmented_control(key="lens_which").value == "tuned"
+    at.text_area(key="prompt").set_value("import os")
+    healthy(at.run())
+    assert at.segmented_control(key="lens_which").value == "tuned"
+    healthy(at.switch_page("views/attribution.py").run())
+    healthy(at.switch_page(PAGE).run())
+    assert at.segmented_control(key="lens_which").value == "tuned"
+    at.selectbox(key="model").set_value("stdlib-attn-2l")
+    healthy(at.run())
+    with pytest.raises(KeyError):
+        at.segmented_control(key="lens_which")
+    assert "_tuned" not in at.session_state
+    assert "Row l reads the stream" in texts(at)
+
+
+def test_one_is_trained_here_and_read_at_once(model: HookedGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuned, "STEPS", 3)
+    monkeypatch.setattr(tuned, "WIDTH", 16)
+    at = opened(PAGE)
+    assert any("3 steps on Python" in each.value for each in at.info)
+    at.button(key="job_tuned_lens_start").click()
+    healthy(at.run())
+    end = time.monotonic() + 300
+    while len(QUEUE):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    healthy(at.run())
+    assert at.segmented_control(key="lens_which").value == "tuned"
+    assert "trained on 384 tokens of Python" in texts(at).replace("\\", "")
+    kl = lens.logit_lens(model, run(model, model.to_tokens(PROMPT))[1], translate=at.session_state["_tuned"].lens).kl
+    plain = lens.logit_lens(model, run(model, model.to_tokens(PROMPT))[1]).kl
+    assert float(kl.mean()) != float(plain.mean())
+
+
+def test_where_none_is_trained_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "This model reads no text" in texts(opened(PAGE, model="planted/induction"))
+    monkeypatch.setattr(tuned, "MOST_WORK", 1.0)
+    assert "too large for one to be trained here" in texts(opened(PAGE))
 
 
 @pytest.mark.browser

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboards.parts.lens.chosen import Cell, readings
+from dashboards.parts.lens.chosen import COLOURS, Cell, readings
 from dashboards.parts.state import Chosen
 from dashboards.parts.words import token_text
 from interp.plots.theme import seen
@@ -13,7 +13,8 @@ from interp.plots.theme import seen
 def draw_cell(now: Chosen, cell: Cell) -> None:
     """The likeliest tokens there, and how far each has come since the reading before."""
     one, names = cell.one, readings(now, cell.halves)
-    st.markdown(f"**{names[cell.row].capitalize()}**, position {cell.pos} {token_text(now.labels[cell.pos])}")
+    by = "" if cell.tuned is None else ", by the tuned lens"
+    st.markdown(f"**{names[cell.row].capitalize()}**, position {cell.pos} {token_text(now.labels[cell.pos])}{by}")
     changes = [_change(before, rank) for rank, before in enumerate(one.rank_before.to_numpy().tolist())]
     probability = one.probability.to_numpy()
     columns = {"token": [seen(str(token)) for token in one.token.to_numpy()], "probability": probability}
@@ -46,7 +47,10 @@ def _numbers(cell: Cell) -> list[str]:
         ]
     else:
         said = ["No token follows here."]
-    return [*said, f"Entropy {float(one.entropy):.4g} nats", f"KL to the end {float(one.kl):.4g} nats"]
+    said += [f"Entropy {float(one.entropy):.4g} nats", f"KL to the end {float(one.kl):.4g} nats"]
+    if cell.less is not None:
+        said.append(f"Tuned less plain: {COLOURS[cell.colour]} {float(cell.numbers[cell.row, cell.column]):+.4g}")
+    return said
 
 
 def _change(before: float, rank: int) -> str:

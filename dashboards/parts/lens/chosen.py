@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import streamlit as st
 from xarray import Dataset
 
 from dashboards.parts.lens.measured import has_halves, lens
+from dashboards.parts.lens.tuned import LENSES, Tuned, offer
 from dashboards.parts.put import default
 from dashboards.parts.state import Chosen
 
@@ -19,6 +21,7 @@ COLOURS = {
     "kl": "KL to the end",
     "logit_difference": "logit difference",
 }
+NO_HALVES = "No map was trained for what stands between attention and MLP."
 OF = {"target": "the target", "next": "the next token"}
 
 
@@ -26,7 +29,7 @@ OF = {"target": "the target", "next": "the next token"}
 class Cell:
     """A reading at a position, in a window of the prompt."""
 
-    found: Dataset  # what was read in the window, [layer pos]
+    found: Dataset  # what was read in the window, [layer pos], by the tuned lens if there is one
     row: int
     pos: int
     first: int
@@ -34,6 +37,23 @@ class Cell:
     colour: str
     is_next: bool
     halves: bool
+    tuned: Tuned | None = None
+    less: Dataset | None = None  # what the plain lens reads there, where its numbers are taken off
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """What is coloured."""
+        return self.of(self.colour)
+
+    def of(self, colour: str) -> np.ndarray:
+        """These numbers, less those of the plain lens if they are taken off."""
+        values = self.found[colour].to_numpy()
+        return values if self.less is None else values - self.less[colour].to_numpy()
+
+    @property
+    def lens(self) -> str:
+        """What the lens is called."""
+        return "Logit lens" if self.tuned is None else "Tuned lens" if self.less is None else "Tuned less plain lens"
 
     @property
     def column(self) -> int:
@@ -52,6 +72,7 @@ def choose(now: Chosen) -> Cell:
     """Draw the widgets, and read what they say."""
     _take_over(now)
     with st.container(horizontal=True, vertical_alignment="bottom"):
+        tuned, which = _lens(now)
         colour = st.segmented_control(
             "Colour",
             list(COLOURS),
@@ -75,6 +96,8 @@ def choose(now: Chosen) -> Cell:
             key="lens_halves",
             bind="query-params",
             on_change=_whole,
+            disabled=which != "plain",
+            help=None if which == "plain" else NO_HALVES,
         )
     n = len(now.labels)
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -101,8 +124,29 @@ def choose(now: Chosen) -> Cell:
         )
         row, pos = len(names) - 1 if row is None else row, now.q if pos is None else int(pos)
         first, last = _window(now, pos)
-    found = lens(now, of == "next", bool(halves), first, last)
-    return Cell(found, row, pos, first, last, colour, of == "next", bool(halves))
+    asked = now, of == "next", bool(halves), first, last
+    found = lens(*asked, tuned)
+    less = lens(*asked) if which == "difference" else None
+    return Cell(found, row, pos, first, last, colour, of == "next", bool(halves), tuned, less)
+
+
+def _lens(now: Chosen) -> tuple[Tuned | None, str]:
+    """The lens that reads, None for the plain one, and what is asked for."""
+    tuned, state, which = offer(now), st.session_state, "plain"
+    if tuned is not None:
+        which = st.segmented_control(
+            "Lens",
+            list(LENSES),
+            default=None if "lens_which" in state else "plain",
+            format_func=LENSES.__getitem__,
+            key="lens_which",
+            persist_state="session",
+            required=True,
+        )
+    if which != "plain" and state.get("lens_halves"):
+        state["lens_halves"] = False
+        _whole()
+    return (None, "plain") if which == "plain" else (tuned, which or "plain")
 
 
 def readings(now: Chosen, halves: bool) -> list[str]:

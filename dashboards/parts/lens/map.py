@@ -10,8 +10,9 @@ import streamlit as st
 from dashboards.parts.figure import figure, opening
 from dashboards.parts.grid import Room, Scale, grid, scale_of, svg_of
 from dashboards.parts.heads.measured import quoted
-from dashboards.parts.lens.chosen import COLOURS, WIDTHS, Cell, jump, readings
-from dashboards.parts.lens.measured import FAR, ends, output_error, scale_by_layer, scales
+from dashboards.parts.lens.chosen import COLOURS, NO_HALVES, WIDTHS, Cell, jump, readings
+from dashboards.parts.lens.measured import FAR, ends, has_halves, output_error, scale_by_layer, scales
+from dashboards.parts.lens.tuned import FILE
 from dashboards.parts.minimap import minimap
 from dashboards.parts.state import Chosen
 from dashboards.parts.taken import taken
@@ -28,10 +29,13 @@ _TOLD_ALL = 500  # cells; of more, less is told of each
 def draw_map(now: Chosen, cell: Cell) -> None:
     """The map, and what should hold of it."""
     colour, few = cell.colour, min(WIDTHS[0], len(now.labels))
-    z, look = _look(now, cell.found[colour].to_numpy(), colour, cell.is_next)
+    numbers = cell.numbers
+    if cell.less is None:
+        z, look = _look(now, numbers, colour, cell.is_next)
+    else:
+        z, look = _look_of_difference(cell)
     if cell.last - cell.first < len(now.labels):
         _draw_minimap(now, cell)
-    numbers = cell.found[colour].to_numpy()
     look |= {
         "row_labels": ["end" if i == len(cell.layers) - 1 else f"{x:g}" for i, x in enumerate(cell.layers)],
         "column_labels": _columns(now, cell),
@@ -50,10 +54,11 @@ def draw_map(now: Chosen, cell: Cell) -> None:
         **look,
     )
     st.caption(_caption(now, cell))
-    _warn_of_scales(now)
+    if cell.tuned is None or cell.less is not None:
+        _warn_of_scales(now)
     names = [f"{pos} {seen(now.labels[pos])}" for pos in range(cell.first, cell.last)]
     table = pd.DataFrame(numbers, readings(now, cell.halves), names)
-    title = f"Logit lens of {now.name}: {COLOURS[colour]}"
+    title = f"{cell.lens} of {now.name}: {COLOURS[colour]}"
     svg = lambda: svg_of(z, title=title, **look)
     taken(table, key="lens_map", code=_code(now, cell), made=lambda: _drawn(now, cell), svg=svg)
 
@@ -81,13 +86,13 @@ def draw_figures(now: Chosen, cell: Cell) -> None:
         "Draw", ["The map as a figure", "How large the stream is"], key="lens_figure", bind="query-params"
     )
     if which == "The map as a figure":
-        alt = _alt(now, cell, cell.colour, cell.found[cell.colour].to_numpy())
+        alt = _alt(now, cell, cell.colour, cell.numbers)
         figure(
             _drawn(now, cell),
             key="lens_table",
             caption=_caption(now, cell),
             code=_code(now, cell),
-            data=cell.found[cell.colour],
+            data=cell.found[cell.colour].copy(data=cell.numbers),
             alt=alt,
         )
     elif which is not None:
@@ -96,16 +101,27 @@ def draw_figures(now: Chosen, cell: Cell) -> None:
 
 def _drawn(now: Chosen, cell: Cell) -> go.Figure:
     where = [f"{pos} {now.labels[pos]}" for pos in range(cell.first, cell.last)]
-    found = cell.found.assign_coords(pos=where)
-    return plots.lens_table(found, cell.colour, title=f"Logit lens of {now.name}", theme=now.theme)
+    found, title = cell.found.assign_coords(pos=where), f"{cell.lens} of {now.name}"
+    if cell.less is None:
+        return plots.lens_table(found, cell.colour, title=title, theme=now.theme)
+    change = found[cell.colour].copy(data=cell.numbers.astype(float))
+    return plots.heatmap(change, title=title, scale="diverging", text=False, theme=now.theme)
 
 
 def _code(now: Chosen, cell: Cell) -> str:
     target = "'next'" if cell.is_next else now.target
-    return opening(now, "lens", "plots") + (
-        f"{_READ}found = lens.logit_lens(model, cache, {target}, {now.foil}, k={cell.found.sizes['top']}, "
-        f"pos=slice({cell.first}, {cell.last}), halves={cell.halves})\n"
-        f"fig = plots.lens_table(found, {cell.colour!r})\n"
+    asked = f"model, cache, {target}, {now.foil}, k={cell.found.sizes['top']}, pos=slice({cell.first}, {cell.last})"
+    begin, table = opening(now, "lens", "plots") + _READ, f"fig = plots.lens_table(found, {cell.colour!r})\n"
+    if cell.tuned is None:
+        return begin + f"found = lens.logit_lens({asked}, halves={cell.halves})\n{table}"
+    begin += f"translator = lens.TunedLens.load({FILE!r}, model)  # downloaded from the page, under Tuned lens\n"
+    tuned = f"lens.logit_lens({asked}, translate=translator)"
+    if cell.less is None:
+        return begin + f"found = {tuned}\n{table}"
+    return begin + (
+        f"tuned = {tuned}\nplain = lens.logit_lens({asked})\n"
+        f"found = tuned[{cell.colour!r}] - plain[{cell.colour!r}]\n"
+        "fig = plots.heatmap(found, scale='diverging', text=False)\n"
     )
 
 
@@ -138,6 +154,16 @@ def _look(now: Chosen, numbers: np.ndarray, colour: str, is_next: bool) -> tuple
     return values, {"scale": scale_of(values, "sequential", title)}
 
 
+def _look_of_difference(cell: Cell) -> tuple[np.ndarray, dict[str, Any]]:
+    """What the colours of a difference stand for; ranks by their logarithms."""
+    assert cell.less is not None
+    z, title = cell.numbers.astype(float), f"{COLOURS[cell.colour]}: tuned − plain"
+    if cell.colour == "target_rank":
+        tuned, less = (np.log10(each.target_rank.to_numpy().astype(float) + 1) for each in (cell.found, cell.less))
+        z, title = less - tuned, "−log₁₀(1 + rank): tuned − plain; above 0: nearer to the likeliest"
+    return z, {"scale": scale_of(z, "diverging", title), "colour": "diverging"}
+
+
 def _columns(now: Chosen, cell: Cell) -> list[str]:
     if cell.last - cell.first > 16:
         return [str(pos) for pos in range(cell.first, cell.last)]
@@ -160,7 +186,7 @@ def _said(now: Chosen, cell: Cell) -> list[list[str]]:
     found, names = cell.found, readings(now, cell.halves)
     n_top = 3 if found.entropy.size <= _TOLD_ALL else 1
     token, p = found.token.to_numpy()[..., :n_top], found.probability.to_numpy()[..., :n_top]
-    more = {name: found[name].to_numpy() for name in COLOURS}
+    more, change = {name: found[name].to_numpy() for name in COLOURS}, cell.numbers
 
     def told(i: int, j: int) -> str:
         pos = cell.first + j
@@ -172,6 +198,8 @@ def _said(now: Chosen, cell: Cell) -> list[list[str]]:
             lines.append(f"{asked} {x['target_probability']:.3g}, rank {x['target_rank']:.0f}")
             lines.append(f"logit difference {x['logit_difference']:+.3g}")
         lines.append(f"entropy {x['entropy']:.3g}, KL {x['kl']:.3g}")
+        if cell.less is not None and np.isfinite(change[i, j]):
+            lines.append(f"tuned − plain: {COLOURS[cell.colour]} {float(change[i, j]):+.3g}")
         return "\n".join(lines)
 
     return [[told(i, j) for j in range(p.shape[1])] for i in range(p.shape[0])]
@@ -201,9 +229,17 @@ def _caption(now: Chosen, cell: Cell) -> str:
         else f":red[The last row is {error:.2g} off the model's output ✗]"
     )
     begins = " The prompt begins with the token that begins every text." if now.bos else ""
+    if cell.tuned is None:
+        return (
+            f"Row l reads the stream before layer l through {norm} and the unembedding; in the cells, the likeliest "
+            f"token, marked where it is the one that follows. {holds}.{begins}"
+        )
+    said = "Tuned lens" if cell.less is None else "Tuned lens less the plain one, cell by cell"
     return (
-        f"Row l reads the stream before layer l through {norm} and the unembedding; in the cells, the likeliest token, "
-        f"marked where it is the one that follows. {holds}.{begins}"
+        f"{said}. Row l is read through a map of its own, {cell.tuned.trained_on}, {norm} and the unembedding; in the "
+        f"cells, the token that is likeliest by the tuned lens, marked where it is the one that follows. {holds}."
+        + begins
+        + (f" No rows after attention: {NO_HALVES[0].lower()}{NO_HALVES[1:]}" if has_halves(now.model) else "")
     )
 
 
@@ -228,7 +264,7 @@ def _warn_of_scales(now: Chosen) -> None:
 
 def _alt(now: Chosen, cell: Cell, colour: str, values: np.ndarray) -> str:
     """The map in words, with its two largest numbers."""
-    said = f"Logit lens, {len(cell.layers)} readings by {cell.last - cell.first} positions, {COLOURS[colour]}."
+    said = f"{cell.lens}, {len(cell.layers)} readings by {cell.last - cell.first} positions, {COLOURS[colour]}."
     finite = np.where(np.isfinite(values), values, -np.inf).ravel()
     names = readings(now, cell.halves)
     largest = [

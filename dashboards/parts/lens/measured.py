@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from xarray import Dataset
 
+from dashboards.parts.lens.tuned import Tuned
 from dashboards.parts.state import Chosen, kept, logits_at, run
 from interp import ActivationCache, HookedGPT
-from interp.lens import logit_lens, stream_statistics
+from interp.lens import TunedLens, logit_lens, stream_statistics
 from interp.model.norms import NoNorm
 
 TOP = 10  # tokens told of each reading
@@ -18,10 +19,11 @@ def has_halves(model: HookedGPT) -> bool:
     return "blocks.0.hook_resid_mid" in model.hook_dict
 
 
-def lens(now: Chosen, is_next: bool, halves: bool, first: int, last: int) -> Dataset:
+def lens(now: Chosen, is_next: bool, halves: bool, first: int, last: int, tuned: Tuned | None = None) -> Dataset:
     """What each reading says at these positions, of the target or of the token that follows: [layer pos]."""
     key = (now.target, now.foil, is_next, halves, first, last)
-    return kept(now.fingerprint, now.tokens, lens_of, (now.model, _cache(now), *key), key)
+    translate, digest = (None, "") if tuned is None else (tuned.lens, tuned.digest)
+    return kept(now.fingerprint, now.tokens, lens_of, (now.model, _cache(now), *key, translate), (*key, digest))
 
 
 def ends(now: Chosen, is_next: bool) -> Dataset:
@@ -69,6 +71,7 @@ def lens_of(
     halves: bool,
     first: int,
     last: int,
+    translate: TunedLens | None,
 ) -> Dataset:
     """For `kept`."""
     found = logit_lens(
@@ -80,6 +83,7 @@ def lens_of(
         pos=slice(first, last),
         halves=halves,
         ranks_before=True,
+        translate=translate,
         progress=False,
     )
     return found.isel(prompt=0, drop=True)
