@@ -212,10 +212,10 @@ def test_one_token_has_no_loss_by_position() -> None:
 
 
 def test_every_control_can_be_moved() -> None:
-    at = opened(PAGE, abl="L0H1")
+    at = opened(PAGE, abl="L0H1", new="2")
     at.text_input(key="steer_to").set_value("a").run()
     at.text_input(key="steer_from").set_value("b").run()
-    for key in ("steer_layer", "steer_scale", "new", "temperature", "seed"):
+    for key in ("steer_layer", "steer_scale", "temperature", "seed"):
         for end in (at.number_input(key=key).min, at.number_input(key=key).max):
             healthy(at.number_input(key=key).set_value(end).run())
 
@@ -347,21 +347,28 @@ def test_in_a_browser_a_click_takes_a_head_away_and_the_link_brings_it_back(
     watched = new_page()
     page = watched.open(f"{dashboard}/ablation?abl=L0H1")
     page.wait_for_selector("text=Self-repair")
-    canvas = page.locator(".st-key-abl_grid canvas").first
-    canvas.wait_for()
-    box = canvas.bounding_box()
-    assert box is not None
-    page.get_by_label("Parts to take away").fill("L0H1, L1H2")
-    page.keyboard.press("Enter")
+    parts = page.get_by_label("Parts to take away", exact=True)
+
+    def click(layer: int, head: int, then: str) -> None:
+        grid = page.locator(".st-key-abl_grid_box .grid[data-ready='1']")
+        grid.wait_for()
+        side, left, top = (float(str(grid.get_attribute(f"data-{name}"))) for name in ("side", "left", "top"))
+        grid.locator("canvas").click(position={"x": left + (head + 0.5) * side, "y": top + (layer + 0.5) * side})
+        page.wait_for_function(f"document.querySelector('input[aria-label=\"Parts to take away\"]').value === '{then}'")
+        watched.idle()
+
+    click(1, 2, "L0H1, L1H2")
+    click(3, 7, "L0H1, L1H2, L3H7")
+    click(3, 7, "L0H1, L1H2")
+    assert parts.input_value() == "L0H1, L1H2"
     page.wait_for_selector("text=Part by part")
-    watched.idle()
     assert "abl=L0H1%2C+L1H2" in page.url.replace("%20", "+")
     page.wait_for_selector(".st-key-abl_curves .js-plotly-plot", timeout=60_000)
     link = page.url
     other = new_page("dark", 800)
     second = other.open(link)
     second.wait_for_selector("text=Part by part")
-    assert second.get_by_label("Parts to take away").input_value() == "L0H1, L1H2"
+    assert second.get_by_label("Parts to take away", exact=True).input_value() == "L0H1, L1H2"
     other.turn_to("Generate")
     second.get_by_text("With the edits of the page Ablation").click()
     second.wait_for_selector("text=L0H1, L1H2 → zero")
@@ -383,7 +390,7 @@ def test_in_a_browser_files_go_in_and_out(dashboard: str, new_page: Callable[...
     assert isinstance(edit, Ablate)
     assert (edit.kind, edit.site.name, edit.site.layer, edit.site.head) == ("mean", "z", 0, 1)
     before = page.locator('[data-testid="stMetricValue"]').first.inner_text()
-    page.get_by_label("Parts to take away").fill("")
+    page.get_by_label("Parts to take away", exact=True).fill("")
     page.keyboard.press("Enter")
     page.wait_for_selector("text=Nothing is changed yet")
     watched.idle()
