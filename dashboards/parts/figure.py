@@ -1,6 +1,7 @@
 """A figure on a page, with its caption, its numbers as a table, files of it, and the code that makes it."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import plotly.graph_objects as go
@@ -53,8 +54,13 @@ def figure(
         st.dataframe(table(data), key=f"{key}_numbers")
 
 
-def numbers(data: DataFrame, *, key: str, caption: str = "", code: str = "") -> None:
-    """Draw a table, and offer it as a file, with the code that makes it again, as `table`."""
+def numbers(
+    data: DataFrame, *, key: str, caption: str = "", code: str = "", more: Mapping[str, Any] | None = None
+) -> None:
+    """Draw a table, and offer it as a file, with the code that makes it again, as `table`.
+
+    `more` is said in the file beside what every file says.
+    """
     st.dataframe(data, key=key, hide_index=True)
     if caption:
         st.caption(caption)
@@ -62,7 +68,7 @@ def numbers(data: DataFrame, *, key: str, caption: str = "", code: str = "") -> 
         if code:
             with st.popover("As code", type="tertiary"):
                 st.code(code, language="python")
-        said = json.dumps(about())  # now: where the file is made there is no session
+        said = json.dumps(about() | dict(more or {}))  # now: where the file is made there is no session
         made = lambda: f"# {said}\n" + data.to_csv(index=False)
         st.download_button("CSV", made, f"{key}.csv", "text/csv", key=f"{key}_csv", on_click="ignore", type="tertiary")
 
@@ -77,32 +83,44 @@ def table(data: DataFrame | DataArray) -> DataFrame:
     return named.to_dataframe().reset_index()
 
 
-def opening(now: Chosen | Opened, *imports: str) -> str:
-    """The first lines of a figure's code: the model that is on show, and its tokens, if there is a prompt."""
+def opening(now: Chosen | Opened, *imports: str, other: Chosen | None = None) -> str:
+    """The first lines of a figure's code: the model that is on show, and its tokens, if there is a prompt.
+
+    With an `other`, also its tokens, as `other_tokens`, and its model, as `other_model`, where that is another.
+    """
+    both = [each for each in (now, other) if each is not None]
+    names = {*imports, *("zoo" if each.name.startswith(PLANTED) else "HookedGPT" for each in both)}
+    lines = [f"from interp import {', '.join(sorted(names, key=lambda n: (n != 'HookedGPT', n)))}", ""]
+    lines += _model(now, "model")
+    own = _tokens(now) if isinstance(now, Chosen) else ""
+    lines += [f"tokens = {own}"] if own else []
+    if other is not None:
+        lines += [] if other.name == now.name else _model(other, "other_model")
+        also = _tokens(other)
+        lines.append(f"other_tokens = {'tokens' if also == own else also}")
+    made = ("tokens = torch.", "other_tokens = torch.")
+    first = ["import torch", ""] if any(line.startswith(made) for line in lines) else []
+    return "\n".join([*first, *lines]) + "\n"
+
+
+def _model(now: Chosen | Opened, called: str) -> list[str]:
+    """The lines that open a model."""
     name, kind = now.name, now.name.split("/", 1)[0] + "/"
-    names = sorted(
-        {*imports, "zoo"} if kind == PLANTED else {"HookedGPT", *imports}, key=lambda n: (n != "HookedGPT", n)
-    )
-    tokens = _tokens(now) if isinstance(now, Chosen) else ""
-    first = ["import torch", ""] if tokens.startswith("tokens = torch") else []
-    lines = [*first, f"from interp import {', '.join(names)}", ""]
     if kind == PLANTED:
         made = f"zoo.planted.{name.removeprefix(PLANTED)}(distractor_heads={DISTRACTORS})"
-        lines.append(f"model = {made}{'.model' if now.planted else ''}")
+        made += ".model" if now.planted else ""
     else:
-        where = name.removeprefix(HUB)
         note = f"  # where that folder is: {name}" if kind in (FOLDER, UPLOAD) else ""
-        lines.append(f"model = HookedGPT.from_pretrained({where!r}){note}")
-    lines.append(f'assert model.fingerprint() == "{now.fingerprint}"')
-    return "\n".join([*lines, *([tokens] if tokens else [])]) + "\n"
+        made = f"HookedGPT.from_pretrained({name.removeprefix(HUB)!r}){note}"
+    return [f"{called} = {made}", f'assert {called}.fingerprint() == "{now.fingerprint}"']
 
 
 def _tokens(now: Chosen) -> str:
     if now.model.tokenizer is not None:
         whole = now.model.to_tokens(now.prompt, prepend_bos=now.bos) if now.prompt else None
         if whole is not None and whole.shape == now.tokens.shape:
-            return f"tokens = model.to_tokens({now.prompt!r}, prepend_bos={now.bos})"
-    return f"tokens = torch.tensor({now.tokens.tolist()})"
+            return f"model.to_tokens({now.prompt!r}, prepend_bos={now.bos})"
+    return f"torch.tensor({now.tokens.tolist()})"
 
 
 def _downloads(drawn: go.Figure, key: str, code: str, data: DataFrame | DataArray | None) -> None:

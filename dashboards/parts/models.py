@@ -172,7 +172,7 @@ _CURES: tuple[tuple[Any, str], ...] = (
 )
 
 
-@st.cache_resource(max_entries=2, show_spinner="Opening the model")
+@st.cache_resource(max_entries=4, show_spinner="Opening the model")
 def _opened(name: str) -> Loaded:
     if name.startswith(PLANTED):
         make = planted()[name.removeprefix(PLANTED)]

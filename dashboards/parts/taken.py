@@ -1,7 +1,8 @@
 """What can be taken away from a grid: its numbers as a table, files of it, and the code that makes it as a figure."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import plotly.graph_objects as go
 import streamlit as st
@@ -19,13 +20,14 @@ def taken(
     svg: Callable[[], str],
     png: bytes | None = None,
     pick: Callable[[int, int], None] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Offer the numbers of a grid, rows and columns named, and the figure that `made` makes when it is asked for.
 
     `svg` makes the picture that is on the canvas, `png` is the picture of its tiles. `pick` hears of a cell of the
-    table that is clicked, its row and column.
+    table that is clicked, its row and column. `more` is said in the files beside what every file says.
     """
-    said = about()  # now: where the files are made there is no session
+    said = about() | dict(more or {})  # now: where the files are made there is no session
     files: dict[str, tuple[Callable[[], str | bytes], str]] = {
         "html": (lambda: _figure(made, said).to_html(include_plotlyjs=True), "text/html"),
         "json": (lambda: _figure(made, said).to_json() or "", "application/json"),

@@ -22,6 +22,7 @@ from dashboards.parts.heads.measured import (
     picture_of,
     quoted,
     score_of,
+    statistic_code,
 )
 from dashboards.parts.state import Chosen
 from dashboards.parts.taken import taken
@@ -79,10 +80,9 @@ def _score_grid(now: Chosen, selected: tuple[int, int]) -> None:
         offer_to_detect(now, "grid")
         return
     if name in HERE:
-        statistic = "1 - found.relative_entropy" if name == "focus here" else f"found.{name.removesuffix(' here')}"
         caption = f"{HERE[name].capitalize()}. One prompt alone, without a null."
         code = "found = heads.corpus_statistics(model, tokens)\n"
-        code += f"fig = plots.heatmap(({statistic}).rename({name!r}), title={name!r})\n"
+        code += f"fig = plots.heatmap(({statistic_code(name)}).rename({name!r}), title={name!r})\n"
         made = lambda: plots.heatmap(z.rename(name), title=name, theme=now.theme)
         said, end = None, 1.0
     else:

@@ -59,6 +59,17 @@ def statistics_of(model: HookedGPT, tokens: Tensor) -> Dataset:
     return heads.corpus_statistics(model, tokens, progress=False)
 
 
+def statistic(now: Chosen, name: str) -> DataArray:
+    """What `HERE` says of this name, of all heads, [layer head]."""
+    found = kept(now.fingerprint, now.tokens, statistics_of, (now.model, now.tokens), ())
+    return 1 - found.relative_entropy if name == "focus here" else found[name.removesuffix(" here")]
+
+
+def statistic_code(name: str, found: str = "found") -> str:
+    """The same in the code of a figure, from the statistics `found`."""
+    return f"1 - {found}.relative_entropy" if name == "focus here" else f"{found}.{name.removesuffix(' here')}"
+
+
 def direct_of(model: HookedGPT, cache: ActivationCache, q: int, target: int, foil: int) -> DataArray:
     """For `kept`."""
     return heads.direct_effects(model, cache, target, foil, pos=q).isel(prompt=0, drop=True)
@@ -172,8 +183,7 @@ def offer_to_detect(now: Chosen, where: str) -> None:
 def score_of(now: Chosen, name: str) -> DataArray | None:
     """A score of all heads, [layer head], if it is known."""
     if name in HERE:
-        found = cached(statistics_of)
-        return 1 - found.relative_entropy if name == "focus here" else found[name.removesuffix(" here")]
+        return statistic(now, name)
     found = detected(now)
     return None if found is None else found.value.sel(score=name)
 

@@ -1,15 +1,13 @@
 """The other prompt, and what is asked of the two: widgets that a link remembers."""
 
-from difflib import SequenceMatcher
-
 import streamlit as st
 
 from dashboards.parts.models import Trouble
+from dashboards.parts.other import draw_parting, example_of, other_prompt, parting
 from dashboards.parts.patching.measured import DIRECTIONS, METRICS, PLACES, Asked, places
 from dashboards.parts.put import default, put
 from dashboards.parts.sidebar import LONGEST, labels_of, read
 from dashboards.parts.state import Chosen
-from dashboards.parts.strip import strip
 from dashboards.parts.words import plain, token_text
 from interp import zoo
 from interp.patching.activation import Direction
@@ -18,29 +16,26 @@ from interp.patching.activation import Direction
 def choose(now: Chosen) -> Asked | Trouble:
     """Draw the other prompt and the choices, and read what they say; or why nothing can be patched."""
     example = example_of(now)
-    known = None if example is None else example.counterpart
-    text = st.text_area(
-        "Corrupted prompt" if now.model.tokenizer else "Corrupted prompt (token ids)",
-        key="other",
-        bind="query-params",
-        height=90,
-        placeholder=known or "As many tokens as the prompt, of which another answer is right",
+    text = other_prompt(
+        now,
+        "Corrupted prompt",
+        placeholder="As many tokens as the prompt, of which another answer is right",
         help="The prompt on the left is the clean one. Ctrl+Enter takes it over.",
     )
-    if not text and known is None:
+    if not text:
         return Trouble(
             "To patch, a second prompt is needed, of as many tokens.",
             "Write the prompt again with another word, so that another answer is right.",
             (("Begin with the prompt", {"other": now.prompt}),),
         )
-    found = read(now.model, (text or known or "")[:LONGEST], now.bos)
+    found = read(now.model, text[:LONGEST], now.bos)
     if isinstance(found, Trouble):
         return found
     labels = labels_of(now.model, found.tokens)
     differs = [a != b for a, b in zip(now.tokens[0].tolist(), found.tokens[0].tolist(), strict=False)]
     if len(labels) != len(now.labels):
         return Trouble(
-            f"The prompt has {len(now.labels)} tokens, the corrupted one {len(labels)}: {_diff(now.labels, labels)}.",
+            f"The prompt has {len(now.labels)} tokens, the corrupted one {len(labels)}: {parting(now.labels, labels)}.",
             "Patching puts position for position: change words so that both have as many tokens.",
         )
     if not any(differs):
@@ -51,12 +46,6 @@ def choose(now: Chosen) -> Asked | Trouble:
     metric, direction = _choices()
     other = tuple(found.tokens[0].tolist())
     return Asked(other, now.q, now.target, now.foil, metric, direction)
-
-
-def example_of(now: Chosen) -> zoo.Example | None:
-    """The example of the model's card that is on show, if it has a counterpart."""
-    found = zoo.examples(now.planted or now.name, now.model)
-    return next((each for each in found if each.prompt == now.prompt and each.counterpart), None)
 
 
 def _offer_answers(now: Chosen, example: zoo.Example) -> None:
@@ -119,28 +108,9 @@ def _choices() -> tuple[str, Direction]:
 
 
 def _draw_both(now: Chosen, labels: list[str], differs: list[bool]) -> None:
-    n = sum(differs)
-    strip(
-        labels,
-        key="other_strip",
-        values=[float(each) for each in differs],
-        read=now.q,
-        name="Corrupted prompt, token by token",
-        notes=[f"clean: {label}" for label in now.labels],
-        is_dark=now.is_dark,
-    )
-    st.caption(f"{n} of {len(labels)} tokens differ from the prompt above: they are coloured.")
-
-
-def _diff(clean: list[str], corrupted: list[str]) -> str:
-    """Where two prompts part, in words."""
-    said = []
-    for kind, a, b, c, d in SequenceMatcher(None, clean, corrupted, autojunk=False).get_opcodes():
-        if kind != "equal":
-            one, other = "".join(clean[a:b]), "".join(corrupted[c:d])
-            said.append(f"at {a} “{one[:40]}” ({b - a}) against “{other[:40]}” ({d - c})")
-    more = f" and {len(said) - 4} more" if len(said) > 4 else ""
-    return "; ".join(said[:4]) + more
+    notes = [f"clean: {label}" for label in now.labels]
+    draw_parting(labels, differs, key="other_strip", name="Corrupted prompt", read=now.q, notes=notes, now=now)
+    st.caption(f"{sum(differs)} of {len(labels)} tokens differ from the prompt above: they are coloured.")
 
 
 def said_of(asked: Asked, now: Chosen) -> str:
