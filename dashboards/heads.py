@@ -29,6 +29,7 @@ PAGES = {
     "attribution": ("Attribution", ":material/bar_chart:"),
     "patching": ("Patching", ":material/swap_horiz:"),
     "ablation": ("Ablation", ":material/content_cut:"),
+    "compare": ("Compare", ":material/compare:"),
     "memories": ("Memories", ":material/key:"),
     "generate": ("Generate", ":material/edit_note:"),
     "walkthrough": ("Walkthrough", ":material/route:"),

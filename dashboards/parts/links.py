@@ -40,6 +40,9 @@ FIELDS: dict[str, type] = {
     "patch_layer": int,
     "path_from": str,
     "path_to": str,
+    "compare_by": str,
+    "compare_model": str,
+    "compare_what": str,
     "temperature": float,
     "top_k": int,
     "top_p": float,
@@ -61,6 +64,8 @@ FIELDS: dict[str, type] = {
     "steer_scale": float,
     "steer_how": str,
 }
+
+_KEPT = {"model", "prompt", "bos", "q", "target", "foil"}  # they stand beside every page
 
 _copy = component(
     "interp_copy_link",
@@ -129,6 +134,15 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def go_to(page: str, fields: Mapping[str, int]) -> None:
+    """Another page, on which these widgets are set; before any of them is drawn in this run."""
+    for name in _KEPT & {*st.query_params}:
+        st.session_state[name] = st.session_state[name]  # what is set is written into the new page's link
+    for name, value in fields.items():
+        st.session_state[name] = value
+    st.switch_page(page, query_params={name: str(value) for name, value in fields.items()})
 
 
 def pin(name: str, fingerprint: str) -> None:
