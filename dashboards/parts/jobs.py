@@ -146,8 +146,10 @@ class Job:
             self._remove_folder()
         except Stopped:
             if self.has_gone():
-                self.found, self.share = None, 0.0
+                self.found = None
                 self._remove_folder()
+            if self.found is None and self._folder is None:
+                self.share = 0.0  # nothing is there to go on from
         except Exception as error:
             self.trouble, ended = _told(error), "failed"
         self._work = None

@@ -73,6 +73,19 @@ def without_heads(model: HookedGPT, tokens: Tensor, tell: Tell) -> dict[int, Any
     return found
 
 
+def test_a_stopped_job_that_left_nothing_begins_again() -> None:
+    def work(tell: Tell) -> None:
+        for i in range(10**6):
+            tell(i + 1, 10**6)
+            time.sleep(0.001)
+
+    job = started(work)
+    until(lambda: job.share > 0)
+    job.stop()
+    until(lambda: not job.is_active)
+    assert (job.condition, job.share) == ("stopped", 0.0)
+
+
 def test_a_job_tells_how_far_it_is_and_what_it_found_so_far() -> None:
     gate = threading.Event()
 
