@@ -89,9 +89,9 @@ class Watched:
         self.page.wait_for_function("path => location.pathname === path", arg=path)
         return self.idle()
 
-    def idle(self) -> Any:
+    def idle(self, seconds: int = 60) -> Any:
         """The page, at rest: to be asked for after a consequence of what was done has been seen."""
-        self.page.wait_for_function(IDLE, timeout=60_000)
+        self.page.wait_for_function(IDLE, timeout=1000 * seconds)
         return self.page
 
     def check(self) -> None:

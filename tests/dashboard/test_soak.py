@@ -71,7 +71,7 @@ class Hand:
             if said is not None:
                 self.done.append(f"{kind} {said}")
         self.page.wait_for_timeout(100)
-        self.watched.idle()
+        self.watched.idle(240)  # a button may measure every head
         self.is_well()
 
     def is_well(self) -> None:
