@@ -9,7 +9,6 @@ import streamlit as st
 from streamlit.components.v2 import component
 
 from dashboards.parts import models
-from dashboards.parts.put import put
 from dashboards.parts.state import version
 from dashboards.parts.words import plain
 
@@ -217,5 +216,5 @@ def _open_state() -> None:
         st.session_state["_state_trouble"] = str(error)
         return
     for name, value in fields.items():
-        put(name, value)
+        st.session_state[name] = value
     st.session_state["_asked"] = fields.get("model", models.DEFAULT), str(content.get("fingerprint") or "")

@@ -10,7 +10,6 @@ from torch import Tensor
 from dashboards.parts import links, models
 from dashboards.parts.history import one_entry_a_run
 from dashboards.parts.models import Trouble
-from dashboards.parts.put import default, put
 from dashboards.parts.state import Chosen, Opened, kept, show
 from dashboards.parts.strip import strip
 from dashboards.parts.words import plain, report, token_text
@@ -129,7 +128,7 @@ def _prompt(opened: Opened) -> tuple[str, bool]:
     with st.sidebar:
         prompt = st.text_area(
             "Prompt" if model.tokenizer else "Prompt (token ids)",
-            default("prompt", examples[0].prompt, ""),
+            examples[0].prompt,
             key="prompt",
             height=120,
             bind="query-params" if is_short else None,
@@ -147,7 +146,7 @@ def _prompt(opened: Opened) -> tuple[str, bool]:
             return prompt or "", False
         bos = st.toggle(
             f"Begin with {token_text(str(model.tokenizer.bos_token))}",
-            default("bos", model.cfg.default_prepend_bos, False),
+            model.cfg.default_prepend_bos,
             key="bos",
             bind="query-params",
         )
@@ -157,7 +156,7 @@ def _prompt(opened: Opened) -> tuple[str, bool]:
 
 def _take(fields: dict[str, str | None]) -> None:
     for name, value in fields.items():
-        put(name, value if value is not None or name == "q" else "")
+        st.session_state[name] = value if value is not None or name == "q" else ""
 
 
 def _position(model: HookedGPT) -> int | None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 import streamlit as st
 
 from dashboards.parts.models import Trouble
-from dashboards.parts.put import put
 from interp.plots.theme import seen
 
 
@@ -32,4 +31,4 @@ def report(trouble: Trouble, key: str) -> None:
 
 def _fill_in(fields: Mapping[str, str | None]) -> None:
     for field, text in fields.items():
-        put(field, text)
+        st.session_state[field] = text

@@ -13,7 +13,6 @@ from dashboards.parts.ablation import wanted as ablation
 from dashboards.parts.ablation.wanted import Wanted
 from dashboards.parts.figure import numbers, opening
 from dashboards.parts.models import Trouble
-from dashboards.parts.put import default, put
 from dashboards.parts.state import Chosen, cached, chosen
 from dashboards.parts.strip import strip
 from dashboards.parts.words import plain, report, token_text
@@ -73,11 +72,11 @@ def controls(now: Chosen) -> Choices:
     url: Any = {"bind": "query-params"}
     for key, (low, high) in limits(now).items():  # a state file, or another model, may have set it beyond
         if (value := st.session_state.get(key)) is not None and not low <= value <= high:
-            put(key, min(max(value, low), high))
+            st.session_state[key] = min(max(value, low), high)
 
     def number(where: Any, label: str, key: str, usual: float, step: float, told: str) -> float:
         low, high = limits(now)[key]
-        return where.number_input(label, low, high, default(key, usual), step, key=key, help=told, **url)
+        return where.number_input(label, low, high, usual, step, key=key, help=told, **url)
 
     temperature = number(first[0], "Temperature", "temperature", 1.0, 0.1, "0: the likeliest")
     top_k = number(first[1], "Top k", "top_k", 0, 1, "0: off")

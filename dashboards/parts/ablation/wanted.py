@@ -14,7 +14,6 @@ from torch import Tensor
 from dashboards.parts.grid import grid, scale_of
 from dashboards.parts.heads.measured import direct, quoted
 from dashboards.parts.models import Trouble, told
-from dashboards.parts.put import default, put
 from dashboards.parts.state import Chosen, kept
 from dashboards.parts.words import plain, report
 from interp import HookedGPT, interventions, lens, patching
@@ -193,17 +192,17 @@ def _steering(now: Chosen) -> Steering | None:
     url: Any = {"bind": "query-params", "persist_state": "session"}
     n = now.model.cfg.n_layers
     if (st.session_state.get("steer_layer") or 0) >= n:
-        put("steer_layer", n - 1)
+        st.session_state["steer_layer"] = n - 1
     if not 0 <= (st.session_state.get("steer_scale") or 0) <= 100:
-        put("steer_scale", 1.0)
+        st.session_state["steer_scale"] = 1.0
     if st.session_state.get("steer_how", "add") not in STEER:
         del st.session_state["steer_how"]
     first, second = st.columns(2)
     toward = first.text_input("Toward the text", key="steer_to", **url)
     away = second.text_input("Away from the text", key="steer_from", **url)
     first, second, third = st.columns(3, vertical_alignment="bottom")
-    layer = first.number_input("After layer", 0, n - 1, default("steer_layer", n // 2), key="steer_layer", **url)
-    scale = second.number_input("Times", 0.0, 100.0, default("steer_scale", 1.0), 0.5, key="steer_scale", **url)
+    layer = first.number_input("After layer", 0, n - 1, n // 2, key="steer_layer", **url)
+    scale = second.number_input("Times", 0.0, 100.0, 1.0, 0.5, key="steer_scale", **url)
     how = third.segmented_control("How", list(STEER), default="add", key="steer_how", required=True, **url)
     st.caption(
         "The mean of the stream after that layer on the first text, less that on the second, is added at every token; "

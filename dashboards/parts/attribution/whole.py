@@ -10,7 +10,6 @@ from dashboards.parts.attribution.measured import Attribution, by_head, has_norm
 from dashboards.parts.figure import figure, opening
 from dashboards.parts.grid import grid, scale_of, svg_of
 from dashboards.parts.heads.measured import quoted
-from dashboards.parts.put import default
 from dashboards.parts.state import Chosen
 from dashboards.parts.taken import taken
 from dashboards.parts.words import plain
@@ -35,7 +34,7 @@ def ask(now: Chosen) -> bool:
     how = st.segmented_control(
         "Final norm",
         list(NORM),
-        default=default("norm", "frozen"),
+        default="frozen",
         format_func=NORM.__getitem__,
         key="norm",
         bind="query-params",

@@ -9,7 +9,6 @@ from dashboards.parts import models
 from dashboards.parts.compare.measured import SHOWN
 from dashboards.parts.models import Trouble
 from dashboards.parts.other import aligned, draw_parting, other_prompt
-from dashboards.parts.put import default
 from dashboards.parts.sidebar import LONGEST, labels_of, read
 from dashboards.parts.state import Chosen, kept
 from dashboards.parts.words import plain
@@ -38,7 +37,7 @@ def choose(now: Chosen) -> Both | Trouble:
         by = st.segmented_control(
             "B is another",
             BY,
-            default=default("compare_by", BY[0]),
+            default=BY[0],
             key="compare_by",
             bind="query-params",
             required=True,

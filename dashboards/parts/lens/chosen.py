@@ -9,7 +9,6 @@ from xarray import Dataset
 
 from dashboards.parts.lens.measured import has_halves, lens
 from dashboards.parts.lens.tuned import LENSES, Tuned, offer
-from dashboards.parts.put import default
 from dashboards.parts.state import Chosen
 
 WIDTHS = (16, 24, 48)  # positions drawn at once; the first, or fewer whose words fit the window
@@ -76,7 +75,7 @@ def choose(now: Chosen) -> Cell:
         colour = st.segmented_control(
             "Colour",
             list(COLOURS),
-            default=default("lens_colour", "target_probability"),
+            default="target_probability",
             format_func=COLOURS.__getitem__,
             key="lens_colour",
             bind="query-params",
@@ -85,7 +84,7 @@ def choose(now: Chosen) -> Cell:
         of = st.segmented_control(
             "Of",
             list(OF),
-            default=default("lens_of", "target"),
+            default="target",
             format_func=OF.__getitem__,
             key="lens_of",
             bind="query-params",

@@ -5,7 +5,6 @@ import streamlit as st
 from dashboards.parts.models import Trouble
 from dashboards.parts.other import draw_parting, example_of, other_prompt, parting
 from dashboards.parts.patching.measured import DIRECTIONS, METRICS, PLACES, Asked, places
-from dashboards.parts.put import default, put
 from dashboards.parts.sidebar import LONGEST, labels_of, read
 from dashboards.parts.state import Chosen
 from dashboards.parts.words import plain, token_text
@@ -62,7 +61,7 @@ def _offer_answers(now: Chosen, example: zoo.Example) -> None:
 
 def _fill(fields: dict[str, str]) -> None:
     for name, text in fields.items():
-        put(name, text)
+        st.session_state[name] = text
 
 
 def choose_place(now: Chosen) -> tuple[str, int | None]:
@@ -77,10 +76,8 @@ def choose_place(now: Chosen) -> tuple[str, int | None]:
             return place, None
         n = now.model.cfg.n_layers
         if (st.session_state.get("patch_layer") or 0) >= n:
-            put("patch_layer", n - 1)
-        layer = st.number_input(
-            "Layer", 0, n - 1, default("patch_layer", 0), key="patch_layer", bind="query-params", width=130
-        )
+            st.session_state["patch_layer"] = n - 1
+        layer = st.number_input("Layer", 0, n - 1, 0, key="patch_layer", bind="query-params", width=130)
     return place, int(layer)
 
 
