@@ -64,8 +64,6 @@ FIELDS: dict[str, type] = {
     "steer_how": str,
 }
 
-_KEPT = {"model", "prompt", "bos", "q", "target", "foil"}  # they stand beside every page
-
 _copy = component(
     "interp_copy_link",
     html="""
@@ -133,15 +131,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def go_to(page: str, fields: Mapping[str, int]) -> None:
-    """Another page, on which these widgets are set; before any of them is drawn in this run."""
-    for name in _KEPT & {*st.query_params}:
-        st.session_state[name] = st.session_state[name]  # what is set is written into the new page's link
-    for name, value in fields.items():
-        st.session_state[name] = value
-    st.switch_page(page, query_params={name: str(value) for name, value in fields.items()})
 
 
 def pin(name: str, fingerprint: str) -> None:

@@ -40,7 +40,13 @@ def draw_parting(
 
 
 def aligned(one: Sequence[Hashable], other: Sequence[Hashable]) -> tuple[list[int | None], list[int | None]]:
-    """For each token of either, the place of its like in the other, where there is one in the same order."""
+    """For each token of either, the place of its like in the other, where there is one.
+
+    Prompts of one length are held against each other place by place, others in the same order.
+    """
+    if len(one) == len(other):
+        same = [i if a == b else None for i, (a, b) in enumerate(zip(one, other, strict=True))]
+        return same, same
     there: list[int | None] = [None] * len(one)
     back: list[int | None] = [None] * len(other)
     for a, b, n in SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks():

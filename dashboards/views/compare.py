@@ -8,7 +8,6 @@ from dashboards.parts.compare.grids import draw_grids
 from dashboards.parts.compare.measured import by_head, strongest_change
 from dashboards.parts.compare.tables import draw_changes, draw_head, draw_next
 from dashboards.parts.heads.pick import pick_head, settle
-from dashboards.parts.links import go_to
 from dashboards.parts.models import Trouble
 from dashboards.parts.state import chosen
 from dashboards.parts.words import report
@@ -27,8 +26,6 @@ STYLE = """
 @st.fragment
 def explorer() -> None:
     """The two, their grids, and the head that is marked on them: one fragment, so that they stay in step."""
-    if fields := st.session_state.pop("_compare_to", None):
-        go_to("views/heads.py", fields)
     now = chosen()
     settle(now)
     both = choose(now)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import streamlit as st
 import torch
 from pandas import DataFrame
 from streamlit.testing.v1 import AppTest
@@ -39,6 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, HookedG
     _with(made["run/1"], None).save_pretrained(tmp_path / "ids")
     _with(made["run/1"], Tokenizer.characters("".join(map(chr, range(32, 289))))).save_pretrained(tmp_path / "letters")
     monkeypatch.setenv("INTERP_MODELS", str(tmp_path))
+    st.cache_resource.clear()  # models of these names in another folder
     return {name: HookedGPT.from_pretrained(tmp_path / name) for name in made}
 
 
@@ -74,16 +76,14 @@ def by_hand(model: HookedGPT, tokens: torch.Tensor, what: str, target: int, foil
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens, names_filter=lambda name: True)
         n, found = tokens.shape[1], []
-        toward = (model.W_U[:, target] - model.W_U[:, foil]).double()
-        if model.cfg.normalization_type == "LN":
-            toward = model.ln_final.w.double() * toward
+        assert model.cfg.normalization_type == "RMS"
+        toward = model.ln_final.w.double() * (model.W_U[:, target] - model.W_U[:, foil]).double()
         for layer in range(model.cfg.n_layers):
             pattern = cache["pattern", layer][0].double()
             if what == "direct effect":
                 z = cache["z", layer][0, q].double()
                 write = torch.einsum("hd,hdm->hm", z, model.W_O[layer].double())
-                centred = write - write.mean(-1, keepdim=True)
-                found.append(centred @ toward / cache["ln_final.hook_scale"][0, q].double())
+                found.append(write @ toward / cache["ln_final.hook_scale"][0, q].double())
             elif what == "first here":
                 found.append(pattern[:, :, 0].mean(-1))
             elif what == "itself here":
@@ -139,11 +139,11 @@ def test_the_code_makes_the_numbers_again(what: str) -> None:
         exec(each.value, names)
         made.append(names)
     for names, key, wanted in zip(made, ("a", "b", "change"), found, strict=False):
-        np.testing.assert_allclose(names[key], wanted, atol=1e-6)
-        np.testing.assert_allclose(names["fig"].data[0].z, wanted, atol=1e-6)
+        np.testing.assert_allclose(names[key], wanted, atol=1e-5)
+        np.testing.assert_allclose(names["fig"].data[0].z, wanted, atol=1e-5)
     after, changed = made[3:]
     np.testing.assert_allclose([row[1:] for row in after["table"]], told(at, "token").iloc[:, 1:], atol=1e-6)
-    np.testing.assert_allclose([each for _, each in changed["table"]], listed["B − A"], atol=1e-6)
+    np.testing.assert_allclose([each for _, each in changed["table"]], listed["B − A"], atol=1e-5)
 
 
 def test_checkpoints_of_a_run_are_compared_on_the_same_prompt(folder: dict[str, HookedGPT]) -> None:
@@ -156,7 +156,7 @@ def test_checkpoints_of_a_run_are_compared_on_the_same_prompt(folder: dict[str, 
     for found, each in zip(grids(at), (*wanted, wanted[1] - wanted[0]), strict=True):
         np.testing.assert_allclose(found, each, atol=1e-6)
     assert np.abs(wanted[1] - wanted[0]).max() > 1e-4
-    probs = [each(now.tokens)[0, -1].softmax(-1) for each in (folder["run/1"], folder["run/2"])]
+    probs = [each(now.tokens)[0, -1].softmax(-1).detach() for each in (folder["run/1"], folder["run/2"])]
     assert told(at, "token").B.max() == pytest.approx(float(probs[1].max()), abs=1e-6)
     assert "A is folder/run/1, B is folder/run/2" in texts(at)
     assert "other_model = HookedGPT.from_pretrained('folder/run/2')" in at.code[0].value
@@ -167,7 +167,7 @@ def test_checkpoints_of_a_run_are_compared_on_the_same_prompt(folder: dict[str, 
     ("name", "said"),
     [
         ("folder/wide", "4 heads in a layer against 3"),
-        ("folder/short", "it reads 6 tokens at once, and the prompt has 9"),
+        ("folder/short", "it reads 6 tokens at once, and the prompt has 10"),
         ("folder/ids", "one of them has no tokenizer"),
         ("folder/letters", "another tokenizer"),
         ("stdlib-4l", "4 layers against 2"),
@@ -200,7 +200,7 @@ def test_a_model_that_is_damaged_is_told(folder: dict[str, HookedGPT], tmp_path:
         ({"other": "def area(width, height):\n    return width *"}, "Both prompts are the same"),
         ({"other": "x " * 2000}, "tokens of prompt B are left out"),
         ({"model": "planted/induction", "other": "1 2 x"}, "what is not: x"),
-        ({"compare_by": "<b>", "compare_what": "x", "layer": "99", "head": "99"}, "L3H7: A"),
+        ({"compare_by": "<b>", "compare_what": "x", "layer": "99", "head": "99"}, "**L1H7**: A"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_told(query: dict[str, str], said: str) -> None:
@@ -217,8 +217,9 @@ def test_the_same_prompt_twice_changes_nothing() -> None:
     assert a.any()
 
 
-def test_tokens_are_aligned_with_their_like_in_the_same_order() -> None:
+def test_tokens_are_aligned_with_their_like() -> None:
     assert aligned("abcd", "xbcda") == ([None, 1, 2, 3], [None, 1, 2, 3, None])
+    assert aligned("abcd", "bbda") == ([None, 1, None, None], [None, 1, None, None])
     assert aligned("aa", "") == ([None, None], [])
 
 
@@ -240,7 +241,7 @@ def test_every_widget_may_be_moved(folder: dict[str, HookedGPT]) -> None:
     at.number_input(key="layer").set_value(1)
     at.number_input(key="head").set_value(2)
     healthy(at.run())
-    assert "L1H2: A" in texts(at)
+    assert "**L1H2**: A" in texts(at)
     at.selectbox(key="model").set_value("planted/induction")
     healthy(at.run())
 
@@ -249,8 +250,8 @@ def test_every_widget_may_be_moved(folder: dict[str, HookedGPT]) -> None:
 def test_a_click_marks_a_head_in_all_three_and_leads_to_its_page(
     dashboard: str, new_page: Callable[..., Watched]
 ) -> None:
-    watched = new_page()
-    page = watched.open(f"{dashboard}/compare")
+    watched = new_page(height=1400)
+    page = watched.open(f"{dashboard}/compare?prompt=x%20%3D%20a&other=y")
     for i, key in enumerate(("a", "b", "change")):
         grid = page.locator(f".st-key-compare_{key}_box .grid[data-ready='1']")
         grid.wait_for()
@@ -262,8 +263,9 @@ def test_a_click_marks_a_head_in_all_three_and_leads_to_its_page(
         watched.idle()
         for other in ("a", "b", "change"):
             page.locator(f".st-key-compare_{other}_box .grid[data-selected='{i},{2 + i}']").wait_for()
-    page.get_by_role("button", name="Open it on the page Heads").click()
+    page.get_by_role("link", name="On the page Heads").click()
     page.wait_for_function("() => !location.pathname.includes('compare')")
     watched.idle()
+    assert page.get_by_label("Prompt", exact=True).input_value() == "x = a"
     assert page.get_by_label("Layer", exact=True).input_value() == "2"
     assert page.get_by_label("Head", exact=True).input_value() == "4"

@@ -146,7 +146,7 @@ def draw_both(both: Both) -> None:
         return
     st.caption(
         f"Coloured: {alone[0]} of {len(there)} tokens that only A has, and {alone[1]} of {len(back)} that only B has; "
-        f"the others stand in both, in the same order. A is read at {a.q}, B at {b.q}, as far from its end."
+        f"the others stand in both. A is read at {a.q}, B at {b.q}, as far from its end."
     )
 
 

@@ -17,19 +17,13 @@ def draw_head(a: DataArray, b: DataArray, layer: int, head: int) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         said = f"A {number(one)}, B {number(other)}, B − A {number(other - one, '+.4g')}"
         st.markdown(f"**L{layer}H{head}**: {said}", width="content")
-        st.button(
-            "Open it on the page Heads",
-            key="_compare_open",
-            on_click=_open,
-            args=(layer, head),
+        st.page_link(
+            "views/heads.py",
+            label="On the page Heads",
             icon=":material/grid_view:",
-            type="tertiary",
             help="There it is shown on A.",
+            query_params={"layer": str(layer), "head": str(head)},
         )
-
-
-def _open(layer: int, head: int) -> None:
-    st.session_state["_compare_to"] = {"layer": layer, "head": head}
 
 
 def draw_next(both: Both) -> None:
@@ -45,7 +39,8 @@ def draw_next(both: Both) -> None:
     )
     model = "other_model" if both.is_other_model else "model"
     code = opening(a, other=b) + (
-        f"a = model(tokens)[0, {a.q}].softmax(-1)\nb = {model}(other_tokens)[0, {b.q}].softmax(-1)\n"
+        f"a = model(tokens)[0, {a.q}].softmax(-1).detach()\n"
+        f"b = {model}(other_tokens)[0, {b.q}].softmax(-1).detach()\n"
         f"either = {{*a.topk(min({TOP}, len(a))).indices.tolist(), *b.topk(min({TOP}, len(b))).indices.tolist()}}\n"
         "ids = sorted(either, key=lambda i: -max(a[i], b[i]))\n"
         "table = [(i, float(a[i]), float(b[i]), float(b[i] - a[i])) for i in ids]\n"
