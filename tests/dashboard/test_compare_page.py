@@ -259,7 +259,7 @@ def test_a_click_marks_a_head_in_all_three_and_leads_to_its_page(
         box = page.locator(f".st-key-compare_{key}_box canvas").bounding_box()
         side, left, top = (float(grid.get_attribute(f"data-{name}")) for name in ("side", "left", "top"))
         page.mouse.click(box["x"] + left + (2.5 + i) * side, box["y"] + top + (0.5 + i) * side)
-        page.get_by_text(f"L{i}H{2 + i}", exact=True).wait_for()
+        page.locator("strong", has_text=f"L{i}H{2 + i}").wait_for()
         watched.idle()
         for other in ("a", "b", "change"):
             page.locator(f".st-key-compare_{other}_box .grid[data-selected='{i},{2 + i}']").wait_for()
