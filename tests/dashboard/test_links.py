@@ -84,10 +84,12 @@ def test_what_a_link_says_of_another_page_waits_for_it(
 
 
 def test_fields_of_other_pages_wait_and_those_that_are_none_do_not() -> None:
-    at = opened(neuron="5", mlp_layer="2", lens_row="before layer 2", seed="x", step="-3", temperature="nan", other="1")
-    waiting = {name: at.session_state[name] for name in (*FIELDS, "other") if name in at.session_state}
+    at = opened(
+        neuron="5", mlp_layer="2", lens_row="before layer 2", seed="x", step="-3", temperature="nan", nothing="1"
+    )
+    waiting = {name: at.session_state[name] for name in (*FIELDS, "nothing") if name in at.session_state}
     assert waiting.items() >= {"neuron": 5, "mlp_layer": 2, "lens_row": "before layer 2"}.items()
-    assert not {"seed", "step", "temperature", "other"} & waiting.keys()
+    assert not {"seed", "step", "temperature", "nothing"} & waiting.keys()
     at.switch_page("views/lens.py").run()
     assert healthy(at).selectbox(key="lens_row").value == 2
     at.switch_page("views/memories.py").run()
