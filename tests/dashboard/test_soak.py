@@ -17,7 +17,7 @@ from tests.dashboard.browser import ROOT, Watched, chromium, resident, served
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 ACTIONS, EVERY = 200, 4  # memory is read after each fourth action
-MODELS = ("stdlib-4l", "stdlib-4l", "planted/induction")
+MODELS = ("stdlib-4l", "planted/induction")
 WORDS = ("", " height", " None", "3", "x y", "<b>")
 SLACK = {"server": 30e6, "JSHeapUsedSize": 5e6, "Nodes": 1000, "JSEventListeners": 1000}  # beside 15 %
 SLOW = re.compile(r"about (\d\d+ s|\d+ min)")  # what says of itself that it takes long
@@ -25,7 +25,7 @@ SLOW = re.compile(r"about (\d\d+ s|\d+ min)")  # what says of itself that it tak
 # What can be done, how often, and where: files and other hosts are left alone, by whatever name a page has them.
 KINDS = {
     "turn": (5, '[data-testid="stSidebarNavLink"]'),
-    "prompt": (4, '[data-testid="stTextArea"] textarea'),
+    "prompt": (10, '[data-testid="stTextArea"] textarea'),
     "model": (1, '[data-testid="stSelectbox"] input[aria-label="Model"]'),
     "back": (2, "body"),
     "button": (3, '[data-testid="stButton"] button:enabled:not(:has-text("Download from"))'),
@@ -51,7 +51,7 @@ class Hand:
         self.watched, self.page, self.draw = watched, watched.page, random.Random(seed)
         # In one line: a field's undo history, the browser's own, keeps three nodes a line.
         self.texts = [" ".join(text.split()) for text in islice(standard_library(), 200)]
-        self.done, self.seen = list[str](), set[str]()
+        self.done, self.seen, self.shown = list[str](), set[str](), MODELS[0]
 
     def act(self) -> None:
         """Do something, and wait for what it leads to."""
@@ -60,6 +60,8 @@ class Hand:
         before = len(self.done)
         while len(self.done) == before:
             kind = self.draw.choices(list(KINDS), [often for often, _ in KINDS.values()])[0]
+            if self.shown != MODELS[0] and self.draw.random() < 0.3:
+                kind = "model"  # the small model is looked at now and then, the large one is to fill memory
             there = self.page.locator(KINDS[kind][1]).filter(visible=True, has_not_text=SLOW)
             if not (n := there.count()):
                 continue
@@ -104,7 +106,7 @@ class Hand:
 
     def prompt(self, at: Any) -> str:
         is_text = "ids" not in (at.get_attribute("aria-label") or "")
-        n = self.draw.choice((0, 20, 200, 1000, 1000, 1000))
+        n = self.draw.choice((0, 20, *[1000] * 8))
         some = self.draw.choice(self.texts)
         start = self.draw.randrange(max(1, len(some) - n))
         text = some[start : start + n] if is_text else " ".join(str(self.draw.randrange(12)) for _ in range(n // 20))
@@ -113,7 +115,8 @@ class Hand:
         return f"{text[:20]!r}"
 
     def model(self, at: Any) -> str:
-        return self.type(at, self.draw.choice(MODELS))
+        self.shown = next(name for name in MODELS if name != self.shown)
+        return self.type(at, self.shown)
 
     def number(self, at: Any) -> str:
         least, most = (float(at.get_attribute(name, timeout=2000) or 0) for name in ("min", "max"))
