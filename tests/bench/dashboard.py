@@ -21,8 +21,12 @@ SEEN = {  # what a page shows first that no other does
     "Heads": ".st-key-pattern .gtitle",
     "Lens": ".st-key-lens_grid .grid[data-ready='1']",
     "Attribution": ".st-key-attribution_bars .gtitle",
+    "Patching": ".st-key-other textarea",
+    "Ablation": ".st-key-abl input",
+    "Compare": ".st-key-compare_by button",
     "Memories": ".st-key-memories .gtitle",
     "Generate": "h3:has-text('was chosen')",
+    "Walkthrough": ".st-key-walk_stage h3",
     "Model": "h3:has-text('Hook points')",
 }
 WATCHES = """
