@@ -22,8 +22,7 @@ WIDER = """() => [document.scrollingElement, document.querySelector('[data-testi
 MARGIN = 30  # pixels left of what stands on a page
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 800])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 800), ("dark", 1400)])
 def test_pages_are_drawn_on_their_ground_and_nothing_is_cut_off(
     dashboard: str, new_page: Callable[..., Watched], scheme: str, width: int
 ) -> None:
