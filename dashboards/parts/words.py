@@ -26,9 +26,10 @@ def report(trouble: Trouble, key: str) -> None:
     st.warning(f"{plain(trouble.cause)} {plain(trouble.cure)}", icon=":material/info:")
     with st.container(horizontal=True):
         for i, (words, fields) in enumerate(trouble.offers):
-            st.button(plain(words), key=f"_{key}_offer_{i}", on_click=_fill_in, args=(fields,))
+            st.button(plain(words), key=f"_{key}_offer_{i}", on_click=fill_in, args=(fields,))
 
 
-def _fill_in(fields: Mapping[str, str | None]) -> None:
+def fill_in(fields: Mapping[str, str | None]) -> None:
+    """Write these texts into these fields."""
     for field, text in fields.items():
         st.session_state[field] = text

@@ -6,7 +6,7 @@ import torch
 from dashboards.parts.models import Trouble, told
 from dashboards.parts.patching.chosen import choose, choose_place
 from dashboards.parts.patching.map import draw_maps
-from dashboards.parts.patching.measured import Asked, differences_of, ends_of, gradient_of
+from dashboards.parts.patching.measured import Asked, differences, ends, gradient_of
 from dashboards.parts.patching.one import draw_patch, draw_paths
 from dashboards.parts.state import cached, chosen
 from dashboards.parts.words import report
@@ -31,7 +31,7 @@ def explorer() -> None:
         report(asked, "patching")
         return
     try:
-        cached(ends_of, asked)
+        ends(now.tokens, asked)
     except ValueError as error:
         report(told(error), "patching")
         return
@@ -47,7 +47,7 @@ def explorer() -> None:
 
 def doubts(asked: Asked) -> None:
     """What to know of the two prompts before one reads the maps."""
-    clean, corrupted = cached(differences_of, asked)
+    clean, corrupted = differences(asked)
     said = f"The logit difference is {clean:+.3f} in the clean run and {corrupted:+.3f} in the corrupted one"
     if asked.metric == "scaled" and abs(clean - corrupted) < SMALL:
         st.warning(

@@ -70,18 +70,9 @@ def _components(model: HookedGPT, edit: Edit) -> list[str]:
     point = edit.site.point(model)
     layer = point.layer() if point.name.startswith("blocks.") else 0
     if point.name.endswith(("hook_z", "hook_pattern", "hook_attn_scores", "hook_q")):
-        heads = range(model.cfg.n_heads)
-        some = edit.site.head
-        chosen = (
-            heads
-            if some is None
-            else heads[some]
-            if isinstance(some, slice)
-            else [some]
-            if isinstance(some, int)
-            else some
-        )
-        return [f"L{layer}H{head % len(heads)}" for head in chosen]
+        heads = torch.arange(model.cfg.n_heads)
+        chosen = heads if edit.site.head is None else heads[edit.site.head].flatten()
+        return [f"L{layer}H{head}" for head in chosen.tolist()]
     if ".mlp." in point.name or point.name.endswith("hook_mlp_out"):
         return [f"L{layer} mlp"]
     raise ValueError(f"self_repair is of edits within heads and MLPs; {point.name} is neither")

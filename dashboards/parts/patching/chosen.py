@@ -7,7 +7,7 @@ from dashboards.parts.other import draw_parting, example_of, other_prompt, parti
 from dashboards.parts.patching.measured import DIRECTIONS, METRICS, PLACES, Asked, places
 from dashboards.parts.sidebar import LONGEST, labels_of, read
 from dashboards.parts.state import Chosen
-from dashboards.parts.words import plain, token_text
+from dashboards.parts.words import fill_in, plain, token_text
 from interp import zoo
 from interp.patching.activation import Direction
 
@@ -55,13 +55,8 @@ def _offer_answers(now: Chosen, example: zoo.Example) -> None:
     wanted = {name: str(text) for name, text in texts.items()}
     if (now.target, now.foil) != tuple(map(now.model.to_single_token, wanted.values())):
         words = " less ".join(map(token_text, wanted.values()))
-        if st.button(f"Ask for {words}, which this example is about", key="_answers", on_click=_fill, args=(wanted,)):
+        if st.button(f"Ask for {words}, which this example is about", key="_answers", on_click=fill_in, args=(wanted,)):
             st.rerun()  # they stand beside the page, not in it
-
-
-def _fill(fields: dict[str, str]) -> None:
-    for name, text in fields.items():
-        st.session_state[name] = text
 
 
 def choose_place(now: Chosen) -> tuple[str, int | None]:

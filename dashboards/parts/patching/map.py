@@ -17,7 +17,7 @@ from dashboards.parts.patching.measured import (
     AT_ONCE,
     PLACES,
     Asked,
-    ends_of,
+    ends,
     exact_by_layer,
     exact_of,
     gradient_of,
@@ -181,7 +181,7 @@ def _agreement(found: DataArray | None, estimated: DataArray, asked: Asked) -> s
 
 
 def _caption(now: Chosen, asked: Asked, found: DataArray) -> str:
-    clean, corrupted = cached(ends_of, asked)
+    clean, corrupted = ends(now.tokens, asked)
     return (
         f"Change of the {said_of(asked, now)}. Clean run {clean:.4g}, corrupted run {corrupted:.4g}; "
         f"{int(found.attrs['rows']):,} runs, each from its patch on."

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from xarray import DataArray, Dataset
 
@@ -14,7 +14,7 @@ from dashboards.parts.jobs import Tell
 from dashboards.parts.state import Chosen, cached
 from interp import HookedGPT, metrics, patching
 from interp.interventions import Patch, Site
-from interp.metrics import AnyMetric
+from interp.metrics import AnyMetric, Rows, values_of
 from interp.patching.activation import Direction
 from interp.patching.sites import By
 from interp.patching.sweep import Progress
@@ -89,22 +89,30 @@ class Asked:
 
 def places(model: HookedGPT) -> list[str]:
     """The kinds of places that this model has."""
-    ends = {name.rpartition(".hook_")[2] for name in model.hook_dict}
-    return [name for name, what in PLACES.items() if what.site in ends]
+    known = {name.rpartition(".hook_")[2] for name in model.hook_dict}
+    return [name for name, what in PLACES.items() if what.site in known]
 
 
-def ends_of(model: HookedGPT, tokens: Tensor, asked: Asked) -> tuple[float, float]:
-    """For `cached`: the metric of the clean run and that of the corrupted one."""
-    metric = asked.metric_of(model, tokens)
-    found = [float(metrics.measured(model, each, metric)[0]) for each in (tokens, asked.corrupted)]
-    return found[0], found[1]
+def metric_for(model: HookedGPT, tokens: Tensor, asked: Asked) -> AnyMetric:
+    """For `cached`: the metric; to scale it, or to have what it is held against, takes runs of its own."""
+    return asked.metric_of(model, tokens)
 
 
-def differences_of(model: HookedGPT, tokens: Tensor, asked: Asked) -> tuple[float, float]:
-    """For `cached`: the logit difference of both, as it is."""
-    metric = metrics.logit_diff(model, asked.target, asked.foil, pos=asked.q)
-    found = [float(metrics.measured(model, each, metric)[0]) for each in (tokens, asked.corrupted)]
-    return found[0], found[1]
+def both_of(model: HookedGPT, tokens: Tensor, asked: Asked) -> Float[Tensor, "run 1 d_vocab_out"]:
+    """For `cached`: the logits of the clean run and of the corrupted one, where they are read."""
+    return model(torch.cat((tokens, asked.corrupted.to(tokens))))[:, asked.q : asked.q + 1]
+
+
+def ends(tokens: Tensor, asked: Asked) -> list[float]:
+    """The metric of the clean run and that of the corrupted one."""
+    rows = Rows.of(torch.cat((tokens, asked.corrupted.to(tokens))))
+    return values_of(cached(metric_for, asked), cached(both_of, asked), rows).tolist()
+
+
+def differences(asked: Asked) -> list[float]:
+    """The logit difference of both, as it is."""
+    logits = cached(both_of, asked)[:, 0]
+    return (logits[:, asked.target] - logits[:, asked.foil]).tolist()
 
 
 def gradient_of(model: HookedGPT, tokens: Tensor, asked: Asked, place: str, layer: int | None) -> DataArray:
@@ -115,7 +123,7 @@ def gradient_of(model: HookedGPT, tokens: Tensor, asked: Asked, place: str, laye
         tokens,
         asked.corrupted,
         what.site,
-        asked.metric_of(model, tokens),
+        cached(metric_for, asked),
         by=what.by,
         direction=asked.direction,
         layers=None if layer is None else [layer],
@@ -185,13 +193,12 @@ def patched_of(
     where = Site(site, layer, head=head, pos=pos)
     name = where.point(model).name
     _, cache = model.run_with_cache(other, None, names_filter=[name])
-    metric = asked.metric_of(model, tokens)
-    before = float(metrics.measured(model, own, metric)[0])
     with model.edit([Patch(where, cache[name])]):
-        after, logits = float(metrics.measured(model, own, metric)[0]), model(own)[0, asked.q]
-    patched = logits.double().softmax(-1)
+        logits = model(own)[:, asked.q : asked.q + 1]
+    after = values_of(cached(metric_for, asked), logits, Rows.of(own)).item()
+    before = ends(tokens, asked)[asked.direction == "denoise"]
+    clean, corrupted, patched = torch.cat((cached(both_of, asked), logits))[:, 0].double().softmax(-1)
     top = patched.topk(min(10, len(patched))).indices
-    clean, corrupted = (model(each)[0, asked.q].double().softmax(-1) for each in (tokens, asked.corrupted))
     runs = {"clean": clean[top], "corrupted": corrupted[top], "patched": patched[top]}
     made = {name: ("token_id", each.cpu().numpy()) for name, each in runs.items()}
     return Dataset(made, coords={"token_id": top.tolist()}, attrs={"change": after - before})
@@ -217,7 +224,7 @@ def paths_of(
         asked.corrupted,
         [from_site],
         receivers,
-        asked.metric_of(model, tokens),
+        cached(metric_for, asked),
         direction=asked.direction,
         progress=False,
     )
