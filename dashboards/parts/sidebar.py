@@ -101,14 +101,16 @@ def _chosen(opened: Opened) -> Chosen | Trouble:
         likeliest = log_probs.topk(min(3, len(log_probs))).indices.tolist()
         target = _token("target", model, log_probs, likeliest[0])
         foil = _token("foil", model, log_probs, next((t for t in likeliest if t != target), likeliest[0]))
-    if found.n_left_out:
-        st.warning(
-            f"The prompt's first {found.n_left_out:,} tokens are left out: the model reads {model.cfg.n_ctx} at once.",
-            icon=":material/content_cut:",
-        )
-    if asked is not None and asked != q:
-        st.info(f"The prompt has no position {asked}: its last token, {q}, is read.", icon=":material/info:")
-    strip(labels, key="prompt_strip", selected=q, sets="q", name="Prompt: click the token at which to read")
+    with st.container():  # one place for all of it: what comes and goes does not move the page below
+        if found.n_left_out:
+            st.warning(
+                f"The prompt's first {found.n_left_out:,} tokens are left out: the model reads {model.cfg.n_ctx} at "
+                "once.",
+                icon=":material/content_cut:",
+            )
+        if asked is not None and asked != q:
+            st.info(f"The prompt has no position {asked}: its last token, {q}, is read.", icon=":material/info:")
+        strip(labels, key="prompt_strip", selected=q, sets="q", name="Prompt: click the token at which to read")
     for token in (target, foil):
         if isinstance(token, Trouble):
             return token
