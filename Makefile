@@ -1,8 +1,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+DOCS := docs
+# Each module's public names: what lies below a package is shown where the package offers it.
+MODULES := $(patsubst interp/%.py,interp.%,$(filter-out %__init__.py,$(wildcard interp/*.py))) \
+  $(patsubst interp/%/__init__.py,interp.%,$(wildcard interp/*/__init__.py))
 
-.PHONY: test quick lint heads bench clean
+.PHONY: test quick lint heads docs pictures bench clean
 
 # A process for each core, with one thread each: small tensors gain nothing from more.
 test: lint
@@ -18,6 +22,13 @@ lint: $(INSTALLED)
 
 heads: $(INSTALLED)
 	$(BIN)/streamlit run dashboards/heads.py
+
+docs: $(INSTALLED)
+	$(BIN)/python -W error -m pdoc --output-directory $(DOCS) interp $(MODULES)
+
+pictures: $(INSTALLED)
+	$(BIN)/python -m dashboards.pictures
+	$(BIN)/python -m analyses.tour
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.bench.imports

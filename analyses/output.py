@@ -100,13 +100,13 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(line.rstrip() for line in [lined[0], "  ".join("─" * n for n in wide), *lined[1:]])
 
 
-def picture(figure: "go.Figure", png: Path) -> None:
-    """A figure's PNG, twice as fine as on screen; drawn by chromium, which must be there."""
+def picture(figure: "go.Figure", png: Path, finer: int = 2) -> None:
+    """A figure's PNG, so much finer than on screen; drawn by chromium, which must be there."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         raise FileNotFoundError("a PNG is drawn by chromium, which is not on the PATH: install it, or leave out --png")
     width, height = figure.layout["width"] or 900, figure.layout["height"] or 560
-    options = ["--headless", "--hide-scrollbars", "--force-device-scale-factor=2", "--virtual-time-budget=5000"]
+    options = ["--headless", "--hide-scrollbars", f"--force-device-scale-factor={finer}", "--virtual-time-budget=5000"]
     options += ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with TemporaryDirectory() as folder:
         drawn = figure.to_html(

@@ -112,3 +112,10 @@ def test_the_readmes_paths_exist() -> None:
         assert (ROOT / path).exists(), path
     for target in re.findall(r"`make (\w+)`", text):
         assert f"\n{target}:" in (ROOT / "Makefile").read_text(), target
+
+
+@pytest.mark.slow
+def test_the_reference_is_built_without_a_warning(tmp_path: Path) -> None:
+    done = subprocess.run(["make", "docs", f"DOCS={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "activation_patching" in (tmp_path / "interp" / "patching.html").read_text()

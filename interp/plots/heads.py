@@ -13,6 +13,7 @@ from interp.plots.theme import Theme, about, framed, in_words, palette, plain
 
 _AXES = ("score", "layer", "head")
 _PANELS, _LINES, _FEW = 12, 8, 16
+_CORNER = 0.36  # how far from the middle of its cell a dot is: it hides no number
 _BESIDE = ("low", "high", "threshold", "n")
 _DASHES = ("solid", "dash", "dot", "dashdot")
 
@@ -172,8 +173,8 @@ def _add_dots(figure: go.Figure, above: np.ndarray, panel: int, n_panels: int, t
     axis = "" if panel == 0 else str(panel + 1)
     look: dict[str, Any] = {"color": colours.categories[1], "line": {"width": size / 7, "color": colours.background}}
     figure.add_scatter(
-        x=at[:, 1],
-        y=at[:, 0],
+        x=at[:, 1] + _CORNER,
+        y=at[:, 0] - _CORNER,
         mode="markers",
         marker=look | {"size": size},
         xaxis=f"x{axis}",

@@ -25,7 +25,8 @@ def maps(figure: Any) -> list[Any]:
 def dots(figure: Any) -> list[set[tuple[int, int]]]:
     found = [trace for trace in figure.data if trace.name == "above the threshold"]
     assert all(trace.hoverinfo == "skip" for trace in found), "a dot hides what the map says"
-    return [set(zip(trace.y.tolist(), trace.x.tolist(), strict=True)) for trace in found]
+    cells = [np.rint([trace.y, trace.x]).astype(int).T.tolist() for trace in found]  # each in a corner of its cell
+    return [set(map(tuple, of_panel)) for of_panel in cells]
 
 
 def test_every_score_has_a_map_and_heads_above_its_threshold_have_dots() -> None:
