@@ -33,6 +33,7 @@ PAGES = {
     "memories": ("Memories", ":material/key:"),
     "generate": ("Generate", ":material/edit_note:"),
     "walkthrough": ("Walkthrough", ":material/route:"),
+    "training": ("Training", ":material/show_chart:"),
     "model": ("Model", ":material/schema:"),
 }
 

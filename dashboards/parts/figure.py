@@ -9,7 +9,7 @@ import streamlit as st
 from pandas import DataFrame
 from xarray import DataArray
 
-from dashboards.parts.models import DISTRACTORS, FOLDER, HUB, PLANTED, UPLOAD
+from dashboards.parts.models import DISTRACTORS, FOLDER, HUB, PLANTED, UPLOAD, checkpoint
 from dashboards.parts.state import Chosen, Opened, about
 
 LARGEST_TABLE = 200_000  # cells
@@ -24,15 +24,17 @@ def figure(
     data: DataFrame | DataArray | None = None,
     alt: str,
     height: int | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Draw a figure of `interp.plots`, and offer its numbers, its files and its code.
 
     `alt` is what a reader who does not see it is told, with its largest numbers; `data` are the numbers drawn. `code`
     is Python that uses only `interp` and makes the figure again, as `fig`; `opening` writes its first lines. What the
-    caption takes from outside goes through `words.plain`.
+    caption takes from outside goes through `words.plain`. `more` is said in the files beside what every file says.
     """
+    said = about() | dict(more or {})  # now: where the files are made there is no session
     drawn = go.Figure(fig)  # the one given may be kept, and shown again
-    drawn.update_layout(meta=about())
+    drawn.update_layout(meta=said)
     if height is not None:
         drawn.update_layout(height=height)
     picture = st.session_state.get(f"{key}_picture") or "SVG"
@@ -49,19 +51,28 @@ def figure(
             with st.popover("As code", type="tertiary"):
                 st.code(code, language="python")
         with st.popover("Download", type="tertiary"):
-            _downloads(drawn, key, code, data)
+            _downloads(drawn, key, code, data, said)
     if is_table and data is not None:
         st.dataframe(table(data), key=f"{key}_numbers")
 
 
 def numbers(
-    data: DataFrame, *, key: str, caption: str = "", code: str = "", more: Mapping[str, Any] | None = None
+    data: DataFrame,
+    *,
+    key: str,
+    caption: str = "",
+    code: str = "",
+    more: Mapping[str, Any] | None = None,
+    marked: int | None = None,
 ) -> None:
     """Draw a table, and offer it as a file, with the code that makes it again, as `table`.
 
-    `more` is said in the file beside what every file says.
+    `more` is said in the file beside what every file says; a row that is `marked` has a sign before it.
     """
-    st.dataframe(data, key=key, hide_index=True)
+    drawn = data.copy(deep=False)
+    if marked is not None:
+        drawn.insert(0, " ", ["▶" if i == marked else "" for i in range(len(data))])
+    st.dataframe(drawn, key=key, hide_index=True)
     if caption:
         st.caption(caption)
     with st.container(horizontal=True, key=f"{key}_tools"):
@@ -89,8 +100,12 @@ def opening(now: Chosen | Opened, *imports: str, other: Chosen | None = None) ->
     With an `other`, also its tokens, as `other_tokens`, and its model, as `other_model`, where that is another.
     """
     both = [each for each in (now, other) if each is not None]
-    names = {*imports, *("zoo" if each.name.startswith(PLANTED) else "HookedGPT" for each in both)}
-    lines = [f"from interp import {', '.join(sorted(names, key=lambda n: (n != 'HookedGPT', n)))}", ""]
+    is_run = [checkpoint(each.name) is not None for each in both]
+    kinds = ["zoo" if each.name.startswith(PLANTED) else "HookedGPT" for each in both]
+    names = {*imports, *(kind for kind, of_run in zip(kinds, is_run, strict=True) if not of_run)}
+    lines = [f"from interp import {', '.join(sorted(names, key=lambda n: (n != 'HookedGPT', n)))}"] if names else []
+    lines += ["from interp.training import Run"] if any(is_run) else []
+    lines.append("")
     lines += _model(now, "model")
     own = _tokens(now) if isinstance(now, Chosen) else ""
     lines += [f"tokens = {own}"] if own else []
@@ -106,7 +121,9 @@ def opening(now: Chosen | Opened, *imports: str, other: Chosen | None = None) ->
 def _model(now: Chosen | Opened, called: str) -> list[str]:
     """The lines that open a model."""
     name, kind = now.name, now.name.split("/", 1)[0] + "/"
-    if kind == PLANTED:
+    if of_run := checkpoint(name):
+        made = f"Run({of_run[0]!r}).model({of_run[1]})  # where that run is: {of_run[0]}"
+    elif kind == PLANTED:
         made = f"zoo.planted.{name.removeprefix(PLANTED)}(distractor_heads={DISTRACTORS})"
         made += ".model" if now.planted else ""
     else:
@@ -123,12 +140,10 @@ def _tokens(now: Chosen) -> str:
     return f"torch.tensor({now.tokens.tolist()})"
 
 
-def _downloads(drawn: go.Figure, key: str, code: str, data: DataFrame | DataArray | None) -> None:
+def _downloads(drawn: go.Figure, key: str, code: str, data: DataFrame | DataArray | None, said: dict[str, Any]) -> None:
     st.segmented_control(
         "The camera above the figure saves", ["SVG", "PNG"], default="SVG", key=f"{key}_picture", required=True
     )
-
-    said = about()  # now: where the files are made there is no session
 
     def csv() -> str:
         assert data is not None

@@ -2,8 +2,9 @@
 
 1. Names of models that come along or lie under the allowed folder are known at once; no other path is ever opened.
 2. What is uploaded or downloaded joins the list of the session that asked for it.
-3. A model's declared size is compared with the memory that is free before anything of that size is made.
-4. Whatever goes wrong is told in two sentences, and the model before stays on show.
+3. A checkpoint of a run in that folder is a model, too: `folder/RUN@STEP`.
+4. A model's declared size is compared with the memory that is free before anything of that size is made.
+5. Whatever goes wrong is told in two sentences, and the model before stays on show.
 """
 
 import inspect
@@ -22,6 +23,7 @@ from huggingface_hub.constants import ENDPOINT
 from interp import HookedGPT, zoo
 from interp.config import GPTConfig
 from interp.loading import downloaded, open_checkpoint
+from interp.training import Run
 from interp.zoo.planted import Planted
 
 DEFAULT = "stdlib-4l"
@@ -57,7 +59,10 @@ def names() -> list[str]:
     """All that this session can open without asking anybody: trained models, planted ones, and what was added."""
     trained = sorted(zoo.bundled(), key=lambda name: (name != DEFAULT, name))
     found = [FOLDER + path.relative_to(root() or "").as_posix() for path in folders()]
-    return [*trained, *found, *_added(), *(PLANTED + name for name in planted())]
+    of_runs = [checkpoint_name(name, step) for name in runs() for step in steps_of(name)]
+    shown = st.session_state.get("model")  # it may have been deleted since
+    gone = [shown] if shown is not None and checkpoint(shown) and shown not in of_runs else []
+    return [*trained, *found, *of_runs, *gone, *_added(), *(PLANTED + name for name in planted())]
 
 
 def planted() -> dict[str, Callable[..., Any]]:
@@ -76,9 +81,40 @@ def root() -> Path | None:
 
 def folders() -> list[Path]:
     """The model folders under the allowed one, up to two levels down."""
-    top = root()
-    found = [*top.glob("*/config.json"), *top.glob("*/*/config.json")] if top and top.is_dir() else []
-    return sorted(file.parent for file in found if file.parent.resolve().is_relative_to(top or ""))[:200]
+    return [folder for folder in _folders() if not _is_run(folder)][:200]
+
+
+def runs() -> list[str]:
+    """The names of the training runs under the allowed folder, up to two levels down."""
+    found = [FOLDER + folder.relative_to(root() or "").as_posix() for folder in _folders() if _is_run(folder)]
+    return found[:200]
+
+
+def run(name: str) -> Run:
+    """The run of this name, `folder/RUN`; raise for what is none, or leads out of the allowed folder."""
+    path = inside(name.removeprefix(FOLDER))
+    if not name.startswith(FOLDER) or not _is_run(path):
+        raise FileNotFoundError(f"{name!r} is no run inside of the models' folder")
+    return Run(path)
+
+
+def steps_of(name: str) -> list[int]:
+    """The steps of a run that have a checkpoint just now."""
+    try:
+        return run(name).steps
+    except (OSError, ValueError):
+        return []
+
+
+def checkpoint_name(name: str, step: int) -> str:
+    """What the model at a run's checkpoint is called."""
+    return f"{name}@{step}"
+
+
+def checkpoint(name: str) -> tuple[str, int] | None:
+    """The run, and the step, of which this is the name of a checkpoint, whether it is still there or not."""
+    found = re.fullmatch(rf"({FOLDER}.+)@(\d{{1,18}})", name)
+    return (found[1], int(found[2])) if found and found[1] in runs() else None
 
 
 def inside(name: str) -> Path:
@@ -100,6 +136,8 @@ def inside(name: str) -> Path:
 def open_model(name: str) -> Loaded | Trouble:
     """The model of this name, or why there is none."""
     try:
+        if of_run := checkpoint(name):
+            return _gone(*of_run) if of_run[1] not in steps_of(of_run[0]) else _at_step(*of_run, _written(*of_run))
         return _added()[name] if name in _added() else _opened(name)
     except Exception as error:  # a file can be wrong in every way there is
         return told(error)
@@ -185,6 +223,42 @@ def _opened(name: str) -> Loaded:
         raise FileNotFoundError(f"There is no model {name!r} here")
     model = HookedGPT.from_pretrained(name)
     return Loaded(model, model.fingerprint())
+
+
+@st.cache_resource(max_entries=4, show_spinner="Opening the checkpoint")
+def _at_step(name: str, step: int, written: int) -> Loaded:  # noqa: ARG001
+    """The model at a checkpoint; one `written` at another time is another."""
+    of = run(name)
+    check_size(GPTConfig.from_dict(of.config["model"]))
+    model = of.model(step).check()
+    return Loaded(model, model.fingerprint())
+
+
+def _written(name: str, step: int) -> int:
+    return inside(f"{name.removeprefix(FOLDER)}/checkpoints/step-{step:08}").stat().st_mtime_ns
+
+
+def _gone(name: str, step: int) -> Trouble:
+    left = steps_of(name)
+    there = f"it has {', '.join(map(str, left[-8:]))}" if left else "it has none"
+    offers = ((f"Show step {left[-1]}", {"_take_model": checkpoint_name(name, left[-1])}),) if left else ()
+    return Trouble(
+        f"The run {name} has no checkpoint of step {step}; {there}.",
+        "A run that goes on deletes all but its last ones.",
+        offers,
+    )
+
+
+def _folders() -> list[Path]:
+    """What has a config under the allowed folder."""
+    top = root()
+    found = [*top.glob("*/config.json"), *top.glob("*/*/config.json")] if top and top.is_dir() else []
+    return sorted(file.parent for file in found if file.parent.resolve().is_relative_to(top or ""))
+
+
+def _is_run(folder: Path) -> bool:
+    weights = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+    return (folder / "checkpoints").is_dir() and not any(file for kind in weights for file in folder.glob(kind))
 
 
 def _loaded(folder: Path) -> Loaded:

@@ -168,8 +168,15 @@ def _position(model: HookedGPT) -> int | None:
 
 
 def _forget_prompt() -> None:
-    """Another model reads other prompts: its fields are written anew, which the browser sees, once it is open."""
-    st.session_state["_forgotten"] = True
+    """Another model reads other prompts: its fields are written anew, which the browser sees, once it is open.
+
+    Checkpoints of one run read the same.
+    """
+    before = st.session_state.get("_opened")
+    of = models.checkpoint(before.name) if isinstance(before, Opened) else None
+    now = models.checkpoint(st.session_state["model"])
+    if of is None or now is None or of[0] != now[0]:
+        st.session_state["_forgotten"] = True
 
 
 def _ids(model: HookedGPT, prompt: str) -> list[int] | Trouble:

@@ -9,7 +9,7 @@ from interp.plots.attention import attention_arcs, head_pattern
 from interp.plots.bars import attribution_bars, bars
 from interp.plots.cards import head_card
 from interp.plots.circuits import circuit_graph
-from interp.plots.curves import training_curves
+from interp.plots.curves import training_curves, training_map
 from interp.plots.graphs import composition_graph
 from interp.plots.heads import corpus_offsets, head_scores
 from interp.plots.heatmap import heatmap, patterns
@@ -52,5 +52,6 @@ __all__ = [
     "stream_statistics",
     "sweep",
     "training_curves",
+    "training_map",
     "value_bars",
 ]

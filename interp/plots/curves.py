@@ -11,10 +11,14 @@ import numpy as np
 import plotly.graph_objects as go
 from xarray import DataArray, Dataset
 
-from interp.plots.theme import Palette, Theme, framed, palette, plain
+from interp.plots.heatmap import heatmap
+from interp.plots.theme import Palette, Theme, framed, in_words, palette, plain
+from interp.training.measures import as_numbers
 
 AxisType = Literal["linear", "log"]
 Step = int | float
+_MOST = 2000  # points that a curve is drawn with
+_COLUMNS = 400  # steps that a map is drawn with
 _COLOURED = 8  # more lines than this: those that change most have colours, the others are thin
 _Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -34,12 +38,13 @@ def training_curves(
 
     `log` is what `Run(…).log` or `zoo.measures(…)` gives, a run's folder or its `log.jsonl`, an array or a dataset with
     an axis `step`, (steps, values), {step: number}, {step: {name: number}}, or {name: any of these}, several runs say.
-    Numbers in lists are named by their places: `head_scores.induction.L1H3`. `phases` are steps, or spans of them.
+    Numbers in lists are named by their places: `head_scores.induction.L1H3`. `phases` are steps, or spans of them. Of a
+    curve with thousands of points every stretch is drawn by its least and its largest.
     """
     for name, kind in (("steps", steps), ("values", values)):
         if kind not in ("linear", "log"):
             raise ValueError(f"{name}={kind!r}; allowed: 'linear', 'log'")
-    curves = _chosen(_curves(log), series)
+    curves = {name: _thinned(*curve) for name, curve in _chosen(_curves(log), series).items()}
     if not any(np.isfinite(y).any() for _, y in curves.values()):
         raise ValueError("no logged number is finite: there is nothing to draw")
     if values == "log" and not all((y[np.isfinite(y)] > 0).all() for _, y in curves.values()):
@@ -59,6 +64,33 @@ def training_curves(
     figure.update_layout(legend=legend, hovermode="closest", showlegend=len(curves) > 1)
     thin = f"{len(curves)} curves; named: the {_COLOURED} that change most" if len(curves) > _COLOURED else ""
     return framed(figure, theme, title or f"{plain(what)} over training".capitalize(), thin, room)
+
+
+def training_map(
+    result: DataArray,
+    *,
+    phases: Mapping[str, Step | tuple[Step, Step]] | None = None,
+    title: str | None = None,
+    theme: Theme = "light",
+) -> go.Figure:
+    """A measure that is a list of numbers, [step place], as a map: the steps at which it was taken across, places down.
+
+    Steps stand side by side, however far apart they are; of thousands some are drawn.
+    """
+    if result.ndim != 2 or "step" not in result.dims or result.size == 0:
+        raise ValueError(f"a map has an axis `step` and another; the result has {in_words(result.dims)}")
+    found = result.sortby("step") if "step" in result.coords else result.assign_coords(step=range(result.sizes["step"]))
+    n = found.sizes["step"]
+    found = found.isel(step=np.unique(np.linspace(0, n - 1, min(n, _COLUMNS)).astype(int)))
+    name = plain(str(result.name or "value").rsplit(".", 1)[-1]).replace("_", " ")
+    title = title or f"{name} over training".capitalize()
+    figure = heatmap(found, x="step", title=title, theme=theme, text=False, max_labels=(12, 16))
+    steps = found["step"].to_numpy().astype(float)
+    column = lambda step: float(np.interp(step, steps, np.arange(len(steps))))
+    spans = {name: at if isinstance(at, tuple) else (at, at) for name, at in (phases or {}).items()}
+    places = {name: (column(a), column(b)) if a != b else column(a) for name, (a, b) in spans.items()}
+    room = _mark(figure, places, "linear", palette(theme))
+    return figure.update_layout(margin_t=(figure.layout.margin.t or 0) + room)
 
 
 def _curves(log: Any) -> _Curves:
@@ -114,12 +146,12 @@ def _of_rows(rows: Sequence[Mapping[str, Any]]) -> _Curves:
 
 
 def _numbers(name: str, value: Any) -> list[tuple[str, float]]:
-    """The numbers in a logged value, each with its name."""
+    """The numbers in a logged value, each with its name; names of heads, say, are none."""
     if isinstance(value, Mapping):
         return [pair for key, inner in value.items() for pair in _numbers(f"{name}.{key}", inner)]
-    if isinstance(value, bool | str) or value is None:
+    numbers = as_numbers(value)
+    if numbers is None:
         return []
-    numbers = np.asarray(value, dtype=float)
     if numbers.ndim == 2:
         return [(f"{name}.L{i}H{j}", float(x)) for (i, j), x in np.ndenumerate(numbers)]
     return [(".".join([name, *map(str, at)]), float(x)) for at, x in np.ndenumerate(numbers)]
@@ -149,6 +181,21 @@ def _sorted(steps: Sequence[Step], values: Sequence[Step]) -> tuple[np.ndarray, 
 
 def _joined(name: str, inner: str) -> str:
     return name if inner == "value" else f"{name}: {inner}"
+
+
+def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A long curve as the least and the largest value of each of its stretches, so that no peak is lost."""
+    if len(steps) <= _MOST:
+        return steps, values
+    kept = {0, len(steps) - 1}
+    for part in np.array_split(np.arange(len(steps)), _MOST // 2):
+        of = values[part]
+        if np.isfinite(of).any():
+            kept |= {int(part[np.nanargmin(of)]), int(part[np.nanargmax(of)])}
+        if not np.isfinite(of).all():
+            kept.add(int(part[np.flatnonzero(~np.isfinite(of))[0]]))
+    order = sorted(kept)
+    return steps[order], values[order]
 
 
 def _chosen(curves: _Curves, series: str | Sequence[str] | None) -> _Curves:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -46,6 +47,17 @@ class Run:
     def log(self) -> list[dict[str, Any]]:
         """The rows so far: training steps have `loss`, evaluations `held_out_loss`, measurements their own names."""
         return _rows(self.path / _LOG)
+
+    def read_log(self) -> tuple[list[dict[str, Any]], str]:
+        """The rows so far, and what is wrong with the line after them; of a last line that is half written, nothing."""
+        return _read(self.path / _LOG)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run has come to its last step, and not merely to an end."""
+        last = self.config["training"]["steps"]
+        rows = self.log[-1:]
+        return last in self.steps or any(row["step"] + ("loss" in row) >= last for row in rows)
 
     @property
     def steps(self) -> list[int]:
@@ -207,19 +219,28 @@ class RunFolder:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        return []
-    rows = []
-    for line in file.read_text().splitlines():
+    return _read(file)[0]
+
+
+def _read(file: Path) -> tuple[list[dict[str, Any]], str]:
+    """The rows of a log down to the first line that is none, and what is wrong with that one."""
+    lines, rows = file.read_bytes().split(b"\n") if file.is_file() else [], []
+    for i, line in enumerate(lines):
         try:
-            rows.append(json.loads(line))
-        except ValueError:  # the last line of a run that was killed while it wrote
-            break
-    return rows
+            row = json.loads(line)
+            if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
+                raise ValueError("a row is an object with a step")
+        except (ValueError, RecursionError):
+            is_last = i == len(lines) - 1  # of a run that writes just now, or was killed while it wrote
+            wrong = f"line {i + 1} of {len(lines)} is no row of a log: {line[:60].decode(errors='replace')!r}"
+            return rows, "" if is_last else wrong
+        rows.append(row)
+    return rows, ""
 
 
 def _steps(run: Path) -> list[int]:
-    return sorted(int(each.name.removeprefix("step-")) for each in (run / _CHECKPOINTS).glob("step-*"))
+    names = [each.name for each in (run / _CHECKPOINTS).glob("step-*") if each.is_dir()]
+    return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d{8,18})", name)))
 
 
 def _checkpoint(run: Path, step: int) -> Path:
