@@ -12,6 +12,7 @@ from xarray import DataArray
 from dashboards.parts.models import DISTRACTORS, FOLDER, HUB, PLANTED, UPLOAD, checkpoint
 from dashboards.parts.state import Chosen, Opened, about
 
+SIGN = {" ": st.column_config.TextColumn(" ", width=24)}  # how the column of `with_sign` is drawn
 LARGEST_TABLE = 200_000  # cells
 
 
@@ -69,10 +70,8 @@ def numbers(
 
     `more` is said in the file beside what every file says; a row that is `marked` has a sign before it.
     """
-    drawn = data.copy(deep=False)
-    if marked is not None:
-        drawn.insert(0, " ", ["▶" if i == marked else "" for i in range(len(data))])
-    st.dataframe(drawn, key=key, hide_index=True)
+    drawn = data if marked is None else with_sign(data, marked)
+    st.dataframe(drawn, key=key, hide_index=True, column_config=SIGN)
     if caption:
         st.caption(caption)
     with st.container(horizontal=True, key=f"{key}_tools"):
@@ -82,6 +81,13 @@ def numbers(
         said = json.dumps(about() | dict(more or {}))  # now: where the file is made there is no session
         made = lambda: f"# {said}\n" + data.to_csv(index=False)
         st.download_button("CSV", made, f"{key}.csv", "text/csv", key=f"{key}_csv", on_click="ignore", type="tertiary")
+
+
+def with_sign(data: DataFrame, marked: int | None) -> DataFrame:
+    """A table with a sign before one of its rows."""
+    signed = data.copy(deep=False)
+    signed.insert(0, " ", ["▶" if i == marked else "" for i in range(len(data))])
+    return signed
 
 
 def table(data: DataFrame | DataArray) -> DataFrame:

@@ -1,4 +1,4 @@
-"""Compare: two prompts, or two models, head by head: A, B, and what is between them."""
+"""Compare: two prompts, two models, or two steps of a run, head by head: A, B, and what is between them."""
 
 import streamlit as st
 import torch
@@ -26,6 +26,8 @@ STYLE = """
 @st.fragment
 def explorer() -> None:
     """The two, their grids, and the head that is marked on them: one fragment, so that they stay in step."""
+    if "_take_model" in st.session_state:
+        st.rerun()  # a checkpoint was put on show
     now = chosen()
     settle(now)
     both = choose(now)
@@ -42,7 +44,7 @@ def explorer() -> None:
         with st.container(width="stretch", key="compare_next_side"):
             draw_next(both)
         with st.container(width="stretch", key="compare_changes_side"):
-            draw_changes(both, a, b)
+            draw_changes(both, a, b, (layer, head))
 
 
 chosen()

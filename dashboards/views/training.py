@@ -19,7 +19,7 @@ LONG = 600  # seconds
 STYLE = """
 <style>
 .st-key-train_figures { flex-wrap: wrap; }
-.st-key-train_figures > div { min-width: min(440px, 100%); flex: 1 1 440px; }
+.st-key-train_figures > div { min-width: min(440px, 100%); flex: 1 1 440px; max-width: 640px; }
 </style>
 """
 

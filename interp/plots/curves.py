@@ -59,6 +59,9 @@ def training_curves(
     figure.update_yaxes(type=values, title_text=plain(what) + (" (log)" if values == "log" else ""), zeroline=False)
     figure.update_yaxes(tickformat="~g" if values == "log" else None)
     _set_steps(figure, curves, steps)
+    levels = {float(y) for _, of in curves.values() for y in of[np.isfinite(of)]}
+    if values == "linear" and len(levels) == 1 and (level := levels.pop()):  # plotly would draw from -1 to 1
+        figure.update_yaxes(range=sorted([0, 2 * level]))
     room = _mark(figure, phases or {}, steps, colours)
     legend = {"orientation": "v", "x": 1.01, "y": 1, "xanchor": "left", "yanchor": "top"}
     figure.update_layout(legend=legend, hovermode="closest", showlegend=len(curves) > 1)
@@ -84,7 +87,7 @@ def training_map(
     found = found.isel(step=np.unique(np.linspace(0, n - 1, min(n, _COLUMNS)).astype(int)))
     name = plain(str(result.name or "value").rsplit(".", 1)[-1]).replace("_", " ")
     title = title or f"{name} over training".capitalize()
-    figure = heatmap(found, x="step", title=title, theme=theme, text=False, max_labels=(12, 16))
+    figure = heatmap(found.rename(name), x="step", title=title, theme=theme, text=False, max_labels=(12, 16))
     steps = found["step"].to_numpy().astype(float)
     column = lambda step: float(np.interp(step, steps, np.arange(len(steps))))
     spans = {name: at if isinstance(at, tuple) else (at, at) for name, at in (phases or {}).items()}

@@ -53,13 +53,6 @@ class Run:
         return _read(self.path / _LOG)
 
     @property
-    def is_done(self) -> bool:
-        """Whether the run has come to its last step, and not merely to an end."""
-        last = self.config["training"]["steps"]
-        rows = self.log[-1:]
-        return last in self.steps or any(row["step"] + ("loss" in row) >= last for row in rows)
-
-    @property
     def steps(self) -> list[int]:
         """The steps that have a checkpoint."""
         return _steps(self.path)

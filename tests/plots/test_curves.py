@@ -7,6 +7,7 @@ from xarray import DataArray, Dataset
 
 from interp import plots, zoo
 from interp.training import Run, Task, TrainingConfig, repeated_tokens, train
+from interp.training.measures import of_steps
 from tests.variants import variant
 
 ROWS = [{"step": step, "loss": 4.0 - step, "grad_norm": 1.0, "heads": [[step, 0.0]]} for step in range(3)]
@@ -93,6 +94,46 @@ def test_axes_beside_steps_are_curves() -> None:
     assert found["L1H0"] == [(1, 6), (5, 8), (9, 10)]
     assert len(found) == 4
     assert points(plots.training_curves(array.rename("score").transpose("head", "step", "layer"))) == found
+
+
+def test_names_and_what_has_no_shape_are_no_curves() -> None:
+    log = [{"step": 0, "heads": {"induction": ["L1H0"], "none": []}, "ragged": [1, [2]], "huge": 10**400, "x": 1.0}]
+    assert points(plots.training_curves(log)) == {"x": [(0, 1)]}
+
+
+def test_a_long_curve_keeps_its_ends_its_peaks_and_its_gaps() -> None:
+    values = np.sin(np.arange(9_000) / 900)
+    values[2_345], values[3_456], values[4_567] = 9.0, -9.0, np.nan
+    (trace,) = plots.training_curves({"loss": (list(range(9_000)), values.tolist())}).data
+    assert len(trace.x) < 2_010
+    assert (trace.x[0], trace.x[-1]) == (0, 8_999)
+    at = dict(zip(trace.x, trace.y, strict=True))
+    assert (at[2_345], at[3_456]) == (9, -9)
+    assert np.isnan(at[4_567])
+    np.testing.assert_array_equal([at[x] for x in trace.x], values[trace.x.astype(int)])
+
+
+def test_a_constant_stands_in_the_middle_of_its_axis() -> None:
+    for level, ends in ((0.003, (0, 0.006)), (-2.0, (-4, 0))):
+        figure = plots.training_curves({"lr": ([0, 1], [level, level])})
+        assert figure.layout.yaxis.range == pytest.approx(ends)
+
+
+def test_a_list_at_each_step_is_a_map() -> None:
+    log = zoo.measures("modular-addition")
+    power = of_steps(log, "fourier_power", "frequency", 1)
+    figure = plots.training_map(power, phases={"end": 20_000, "early": (0, 2)})
+    np.testing.assert_array_equal(figure.data[0].z, power.to_numpy().T)
+    assert figure.layout.yaxis.title.text == "frequency"
+    assert figure.layout.yaxis.ticktext[0] == "1"
+    line, span = figure.layout.shapes
+    assert line.x0 == power.sizes["step"] - 1
+    assert (span.x0, span.x1) == (0, power["step"].values.tolist().index(2))
+    long = DataArray(np.zeros((3000, 2)), dims=("step", "place"))
+    assert figure.data[0].z.shape[1] == power.sizes["step"]
+    assert plots.training_map(long).data[0].z.shape == (2, 400)
+    with pytest.raises(ValueError, match="axis `step` and another"):
+        plots.training_map(power.isel(step=0))
 
 
 def test_what_is_no_log_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is compared with what is on show: widgets that a link remembers, and what does not fit, told."""
+"""What is compared: widgets that a link remembers, and what does not fit, told."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -14,16 +14,17 @@ from dashboards.parts.state import Chosen, kept
 from dashboards.parts.words import plain
 from interp import HookedGPT
 
-BY = ["Prompt", "Model"]
+BY = ["Prompt", "Model", "Training step"]
 
 
 @dataclass(frozen=True, eq=False)
 class Both:
-    """What is on show, and what stands beside it."""
+    """What is on show, and what stands beside it; or two steps of the run that it belongs to."""
 
     a: Chosen
     b: Chosen
     what: str  # of `SHOWN`
+    by: str  # of `BY`
 
     @property
     def is_other_model(self) -> bool:
@@ -45,11 +46,14 @@ def choose(now: Chosen) -> Both | Trouble:
         other = _other_model(now) if by == "Model" else None
         _forget_unless("compare_what", SHOWN)
         what = st.selectbox("Shown", SHOWN, key="compare_what", bind="query-params", width=240)
+    if by == "Training step":
+        pair = _steps(now)
+        return pair if isinstance(pair, Trouble) else Both(*pair, what, by)
     found = _other_prompt(now) if other is None else other
-    return found if isinstance(found, Trouble) else Both(now, found, what)
+    return found if isinstance(found, Trouble) else Both(now, found, what, by or BY[0])
 
 
-def _forget_unless(key: str, options: Sequence[str]) -> None:
+def _forget_unless(key: str, options: Sequence[object]) -> None:
     """What a link or a state file says there, where it is none of these."""
     if st.session_state.get(key) is not None and st.session_state[key] not in options:
         del st.session_state[key]
@@ -95,6 +99,44 @@ def _other_model(now: Chosen) -> Chosen | Trouble:
     )
     if name is None:
         return Trouble("To compare, a second model is needed.", "Choose one as large, with the same vocabulary.")
+    return _as(now, name)
+
+
+def _steps(now: Chosen) -> tuple[Chosen, Chosen] | Trouble:
+    """Two checkpoints of the run to which the model on show belongs."""
+    of_run = models.checkpoint(now.name)
+    if of_run is None:
+        ends = [(run, models.steps_of(run)) for run in models.runs()]
+        offers = [(f"Show {run}@{steps[-1]}", {"_take_model": f"{run}@{steps[-1]}"}) for run, steps in ends if steps]
+        return Trouble(
+            f"{now.name} is no checkpoint of a run.",
+            "Put one on show first: runs lie in the folder of models, and the page Training makes them known."
+            if not offers
+            else "Put one on show first.",
+            tuple(offers[:6]),
+        )
+    run, _ = of_run
+    steps = models.steps_of(run)
+    if len(steps) < 2:
+        return Trouble(
+            f"The run {run} has {'one checkpoint' if steps else 'no checkpoint'}: there is nothing between two.",
+            "While it goes on there will be more; `checkpoint_every` and `keep` say how many.",
+        )
+    picked = []
+    with st.container(horizontal=True):
+        for key, name, first in (("compare_step_a", "A", steps[0]), ("compare_step_b", "B", steps[-1])):
+            _forget_unless(key, steps)
+            value = None if key in st.session_state else first
+            slid = st.select_slider(f"Step of {name}", steps, value, key=key, bind="query-params", width=360)
+            picked.append(_as(now, models.checkpoint_name(run, slid)))
+    a, b = picked
+    if isinstance(a, Trouble) or isinstance(b, Trouble):
+        return a if isinstance(a, Trouble) else b
+    return a, b
+
+
+def _as(now: Chosen, name: str) -> Chosen | Trouble:
+    """The same prompt on the model of this name, or why not."""
     loaded = models.open_model(name)
     if isinstance(loaded, Trouble):
         return loaded
@@ -128,7 +170,7 @@ def misfits_of(a: HookedGPT, b: HookedGPT, n_tokens: int) -> list[str]:
 def draw_both(both: Both) -> None:
     """What the two are; two prompts token by token, with what either has alone."""
     a, b = both.a, both.b
-    if both.is_other_model:
+    if both.by != "Prompt":
         same = " They have the same weights." if a.fingerprint == b.fingerprint else ""
         st.caption(f"A is {plain(a.name)}, B is {plain(b.name)}, both on the prompt above.{same}")
         return
@@ -137,9 +179,18 @@ def draw_both(both: Both) -> None:
         away = "B" if name == "A" else "A"
         notes = [f"only in {name}" if at is None else f"in {away} at {at}: {other.labels[at]}" for at in places]
         differs = [at is None for at in places]
-        draw_parting(
-            one.labels, differs, key=f"compare_strip_{name}", name=f"Prompt {name}", read=one.q, notes=notes, now=a
-        )
+        with st.container(horizontal=True, gap="small", key=f"compare_side_{name}"):
+            st.markdown(f"**{name}**", width="content")
+            with st.container(width="stretch"):
+                draw_parting(
+                    one.labels,
+                    differs,
+                    key=f"compare_strip_{name}",
+                    name=f"Prompt {name}",
+                    read=one.q,
+                    notes=notes,
+                    now=a,
+                )
     alone = [sum(at is None for at in places) for places in (there, back)]
     if not any(alone):
         st.caption("Both prompts are the same.")

@@ -105,9 +105,11 @@ def number(x: float, form: str = ".4g") -> str:
 
 
 def about_other(both: Both) -> dict[str, Any]:
-    """What a file says of B, beside what it says of A."""
-    b = both.b
-    return {"B": {"model": b.name, "fingerprint": b.fingerprint, "prompt": b.prompt, "position": b.q}}
+    """What a file says of A and B, beside what it says of what is on show."""
+    return {
+        name: {"model": each.name, "fingerprint": each.fingerprint, "prompt": each.prompt, "position": each.q}
+        for name, each in (("A", both.a), ("B", both.b))
+    }
 
 
 def code_of(both: Both, *imports: str) -> str:

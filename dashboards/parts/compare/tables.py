@@ -21,7 +21,7 @@ def draw_head(a: DataArray, b: DataArray, layer: int, head: int) -> None:
             "views/heads.py",
             label="On the page Heads",
             icon=":material/grid_view:",
-            help="There it is shown on A.",
+            help="There it is shown on the model and the prompt on the left.",
             query_params={"layer": str(layer), "head": str(head)},
         )
 
@@ -48,11 +48,13 @@ def draw_next(both: Both) -> None:
     numbers(next_tokens(a, b), key="compare_next", caption=caption, code=code, more=about_other(both))
 
 
-def draw_changes(both: Both, a: DataArray, b: DataArray) -> None:
-    """All heads, by how much they change."""
+def draw_changes(both: Both, a: DataArray, b: DataArray, selected: tuple[int, int]) -> None:
+    """All heads, by how much they change, and which of them is marked on the grids."""
     st.markdown("**Largest changes**")
     code = code_of(both) + (
         "table = sorted(change.to_series().items(), key=lambda each: -abs(each[1]))  # (layer, head), B − A\n"
     )
-    caption = f"Heads by the size of B − A: {both.what}."
-    numbers(changes(a, b), key="compare_changes", caption=caption, code=code, more=about_other(both))
+    found = changes(a, b)
+    marked = found["head"].tolist().index("L{}H{}".format(*selected))
+    caption = f"Heads by the size of B − A: {both.what}. ▶ is the head that is marked, {marked + 1} of {len(found)}."
+    numbers(found, key="compare_changes", caption=caption, code=code, more=about_other(both), marked=marked)

@@ -12,7 +12,7 @@ from dashboards.parts.words import plain
 from interp.plots.curves import AxisType
 
 COMMAND = "python -m interp.training induction-toy --out FOLDER/induction"
-AXES: tuple[AxisType, ...] = ("linear", "log")
+AXES = ("linear", "log")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def pick_look(source: Source) -> Look:
 def _axis(key: str, label: str, first: AxisType) -> AxisType:
     forget_unless(key, AXES)
     picked = st.segmented_control(label, AXES, default=first, key=key, bind="query-params", required=True)
-    return next((axis for axis in AXES if axis == picked), first)
+    return "log" if picked == "log" else "linear"
 
 
 def forget_unless(key: str, options: Sequence[object]) -> None:

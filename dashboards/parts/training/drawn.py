@@ -21,7 +21,17 @@ from interp.training.measures import PhaseChange, of_steps, phase_change, tokens
 LOSSES = ("loss", "held_out_loss")
 MOST = 16  # figures beside those of losses and heads
 RATE = "tokens per second"
-NAMES = {"lr": "Learning rate", "grad_norm": "Norm of the gradient", RATE: "Tokens per second"}
+NAMES = {
+    "repeats": "Losses on tokens that repeat",
+    "held_out_bits_per_byte": "Bits a byte, held out",
+    "held_out_perplexity": "Perplexity, held out",
+    "held_out_accuracy": "Accuracy, held out",
+    "fourier_power": "Power at each frequency",
+    "lr": "Learning rate",
+    "grad_norm": "Norm of the gradient",
+    RATE: "Tokens per second",
+}
+AS_LOSSES = ("repeats", "held_out_bits_per_byte", "held_out_perplexity")  # their axis is as that of losses
 SAID = {
     "lr": "The learning rate of each step.",
     "grad_norm": "The norm of the whole gradient, before it is clipped.",
@@ -83,21 +93,19 @@ def groups_of(source: Source, kinds: Mapping[str, Kind]) -> dict[str, list[str]]
             found[name].append(name)
     if tokens_per_second(source.rows)[0]:
         found[RATE].append(RATE)
-    return dict(sorted(found.items(), key=lambda each: each[0] in NAMES))
+    order = list(NAMES)
+    return dict(sorted(found.items(), key=lambda each: order.index(each[0]) if each[0] in order else -1))
 
 
 def draw_losses(source: Source, look: Look, phases: Phases, series: list[str]) -> None:
     """Losses on what is trained on, and on what is held out."""
     found = _numbers(source, series)
-    values = look.losses if all((each.dropna() > 0).all() for _, each in found.items()) else "linear"
     said = (
         "The mean loss a token, in nats: `loss` on the batch of each step, `held_out_loss` on what is not trained on."
     )
     if series == ["held_out_loss"]:
         said = "The mean loss a token on what is not trained on, in nats."
-    if values != look.losses:
-        said += " It is not above 0 everywhere, so its axis is linear."
-    _draw(source, "loss", series, replace(look, losses=values), phases, found, said + _gaps(source, found), "Loss")
+    _draw(source, "loss", series, look, phases, found, said + _gaps(source, found), "Loss")
 
 
 def draw_heads(source: Source, name: str, look: Look, phases: Phases, change: PhaseChange | None) -> None:
@@ -142,14 +150,15 @@ def draw_group(source: Source, name: str, series: list[str], look: Look, phases:
         )
         _put(source, name, made, look, phases, found, said, code, title)
         return
-    _draw(source, name, series, replace(look, losses="linear"), phases, found, said, title)
+    look = look if name in AS_LOSSES else replace(look, losses="linear")
+    _draw(source, name, series, look, phases, found, said, title)
 
 
 def draw_list(source: Source, name: str, look: Look, phases: Phases) -> None:
     """A measure that is a list of numbers, as a map."""
     place, first = ("frequency", 1) if name == "fourier_power" else ("place", 0)
     found = of_steps(source.rows, name, place, first).transpose(place, "step")
-    title = name.replace("_", " ").capitalize()
+    title = NAMES.get(name, name.replace("_", " ").capitalize())
     made = lambda: plots.training_map(found, phases=phases, title=title, theme=look.theme)
     code = _code(source, {"interp.training.measures": {"of_steps"}}) + (
         f"found = of_steps(log, {name!r}, {place!r}, {first}).transpose({place!r}, 'step')\n"
@@ -160,13 +169,13 @@ def draw_list(source: Source, name: str, look: Look, phases: Phases) -> None:
 
 
 def draw_words(source: Source, names: Sequence[str]) -> None:
-    """What was named at each step."""
-    of = {name: dict(words(source.rows, name)) for name in names[:MOST]}
-    steps = sorted({step for each in of.values() for step in each})
-    if steps:
-        st.markdown("**Named at each step**")
-        rows = {name: [each.get(step, "") for step in steps] for name, each in of.items()}
-        st.dataframe(pd.DataFrame({"step": steps, **rows}), key="train_words", hide_index=True)
+    """What was named, from step to step, where it changed."""
+    of = {name: pd.Series(dict(words(source.rows, name)), name=name) for name in names[:MOST]}
+    if of:
+        table = pd.concat(list(of.values()), axis=1).sort_index().ffill().fillna("")
+        changed = (table != table.shift()).any(axis=1)
+        st.markdown("**What was named, where it changed**")
+        st.dataframe(table.loc[changed].rename_axis("step").reset_index(), key="train_words", hide_index=True)
 
 
 def says_now(source: Source, kinds: Mapping[str, Kind], look: Look) -> None:
@@ -230,6 +239,8 @@ def _draw(
     said: str,
     title: str,
 ) -> None:
+    if look.losses == "log" and not all((data[name].dropna() > 0).all() for name in data.columns[1:]):
+        look, said = replace(look, losses="linear"), f"{said} It is not above 0 everywhere, so its axis is linear."
     options = {"steps": look.steps, "values": look.losses, "phases": phases, "title": title, "theme": look.theme}
     wanted: Any = series if len(series) > 1 else series[0]
     made = lambda: plots.training_curves(source.rows, wanted, **options)

@@ -4,6 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboards.parts import models
+from dashboards.parts.figure import SIGN, with_sign
 from dashboards.parts.state import opened
 from dashboards.parts.training.measured import Source, number_at
 from dashboards.parts.words import plain
@@ -61,21 +62,28 @@ def draw_checkpoints(source: Source) -> None:
         }
     )
     own = opened().name
-    table.insert(0, " ", ["▶" if name == own else "" for name in names])
+    table = with_sign(table, names.index(own) if own in names else None)
 
     def picked() -> None:
         for row in st.session_state["train_checkpoints"].selection.rows[:1]:
             _put_on_show(names[row])
 
-    st.dataframe(table, key="train_checkpoints", hide_index=True, on_select=picked, selection_mode="single-row")
+    st.dataframe(
+        table,
+        key="train_checkpoints",
+        hide_index=True,
+        on_select=picked,
+        selection_mode="single-row",
+        column_config=SIGN,
+    )
     with st.container(horizontal=True, vertical_alignment="bottom"):
         default = names.index(own) if own in names else len(names) - 1
         step = st.selectbox("Checkpoint", source.checkpoints, default, key="_train_checkpoint", width=160)
         name = models.checkpoint_name(source.name, step)
         st.button("Put it on show", key="train_show", on_click=_put_on_show, args=(name,), disabled=name == own)
     st.caption(
-        "A row that is clicked, or a step and the button, puts that checkpoint on show on all pages: it is a model as "
-        "others are, and the link says which. Two of them stand beside each other on the page Compare."
+        "A row that is clicked, or a step and the button, puts that checkpoint on show (▶) on all pages: it is a model "
+        "as others are, and the link says which. Two of them stand beside each other on the page Compare."
     )
 
 
