@@ -58,7 +58,7 @@ FIELDS: dict[str, type] = {
     "train_run": str,
     "train_steps": str,
     "train_values": str,
-    "train_step": int,
+    "train_step": str,
     "abl": str,
     "abl_how": str,
     "abl_text": int,

@@ -15,6 +15,7 @@ from dashboards.parts.compare.measured import SHOWN
 from dashboards.parts.other import aligned
 from interp import HookedGPT, heads
 from interp.tokenization import Tokenizer
+from interp.training import Run, Task, TrainingConfig, repeated_tokens, train
 from tests.dashboard.app import healthy, opened, shown
 from tests.dashboard.browser import Watched
 from tests.variants import variant
@@ -215,6 +216,75 @@ def test_the_same_prompt_twice_changes_nothing() -> None:
     assert (a == b).all()
     assert not change.any()
     assert a.any()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with checkpoints of steps 0, 1 and 2, in the allowed folder; beside it one with a single one."""
+    data = Task(repeated_tokens(12, 9, periods=(3, 4)))
+    for name, steps, keep in (("run", 3, 9), ("short", 1, 0)):
+        train(
+            variant("gpt2", d_vocab=12, n_ctx=9),
+            data,
+            TrainingConfig(steps=steps, batch_size=2, lr=0.05, checkpoint_every=1, keep=keep),
+            tmp_path / name,
+            progress=False,
+        )
+    monkeypatch.setenv("INTERP_MODELS", str(tmp_path))
+    st.cache_resource.clear()
+    return tmp_path / "run"
+
+
+def test_two_steps_of_a_run_stand_beside_each_other(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = opened(PAGE, model="folder/run@2", prompt="1 2 3 1 2", compare_by="Training step", compare_step_b="3")
+    now, own = shown(at), Run(run)
+
+    def are_those_of(*steps: int) -> list[np.ndarray]:
+        wanted = []
+        for step in steps:
+            model = own.model(step)
+            _, cache = model.run_with_cache(now.tokens)
+            wanted.append(heads.direct_effects(model, cache, now.target, now.foil).to_numpy()[..., 0])
+        shown_now = grids(at)
+        for found, each in zip(shown_now, (*wanted, wanted[1] - wanted[0]), strict=True):
+            np.testing.assert_allclose(found, each, atol=1e-6)
+        assert (steps[0] == steps[1]) == (np.abs(wanted[1] - wanted[0]).max() < 1e-4)
+        assert f"A is folder/run@{steps[0]}, B is folder/run@{steps[1]}" in texts(at)
+        return shown_now
+
+    found = are_those_of(1, 3)
+    monkeypatch.chdir(run.parent)
+    Path("folder").symlink_to(".")
+    names: dict[str, Any] = {}
+    exec(at.code[2].value, names)
+    np.testing.assert_allclose(names["fig"].data[0].z, found[2], atol=1e-6)
+    for key in ("a", "b", "change"):
+        at.toggle(key=f"compare_{key}_map_table").set_value(False)
+    healthy(at.run())
+    at.select_slider(key="compare_step_a").set_value(3)
+    healthy(at.run())
+    are_those_of(3, 3)
+    assert "They have the same weights" in texts(at)
+
+
+def test_steps_that_cannot_be_compared_are_told(run: Path) -> None:
+    at = opened(PAGE, compare_by="Training step", compare_step_a="7")
+    assert "stdlib-4l is no checkpoint of a run" in texts(at)
+    at.button(key="_compare_offer_0").click()
+    healthy(at.run())
+    assert shown(at).name == "folder/run@3"
+    assert "A is folder/run@1, B is folder/run@3" in texts(at)  # there is no step 7
+    at.selectbox(key="model").set_value("folder/short@1")
+    assert "The run folder/short has one checkpoint" in texts(healthy(at.run()))
+
+
+def test_the_marked_head_is_marked_in_the_table_of_changes() -> None:
+    at = opened(PAGE, prompt="x = [1, 2,", other="x = [2, 1,", layer="2", head="5")
+    listed = told(at, "head")
+    assert listed["head"][listed[" "] != ""].tolist() == ["L2H5"]
+    place = listed["head"].tolist().index("L2H5")
+    assert f"▶ is the head that is marked, {place + 1} of 32" in texts(at)
+    assert [each.value for each in at.markdown if each.value in ("**A**", "**B**")] == ["**A**", "**B**"] * 2
 
 
 def test_tokens_are_aligned_with_their_like() -> None:

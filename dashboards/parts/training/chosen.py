@@ -12,6 +12,8 @@ from dashboards.parts.words import plain
 from interp.plots.curves import AxisType
 
 COMMAND = "python -m interp.training induction-toy --out FOLDER/induction"
+END = "end"
+MOST = 200  # steps that can be marked
 AXES = ("linear", "log")
 
 
@@ -47,22 +49,32 @@ def pick_run(now: Opened) -> str | None:
 def pick_look(source: Source) -> Look:
     """The axes, and the step that is marked."""
     steps, losses = _axis("train_steps", "Steps", "log"), _axis("train_values", "Losses", "linear")
-    state = st.session_state
-    if state.get("train_of") not in (None, source.name) or (state.get("train_step") or 0) > source.total:
-        state.pop("train_step", None)
-    state["train_of"] = source.name
-    step = st.slider(
+    options = [*map(str, _steps(source)), END]
+    if st.session_state.get("_train_of") not in (None, source.name):
+        st.session_state["train_step"] = END  # the step marked was another run's
+    st.session_state["_train_of"] = source.name
+    forget_unless("train_step", options)
+    step = st.select_slider(
         "Marked step",
-        0,
-        source.total,
-        None if "train_step" in state else source.total,
+        options,
+        END,
         key="train_step",
         bind="query-params",
-        help="Marked on all curves; at the right end, nothing is.",
+        help="It is marked on all curves; at the right end, none is.",
         width=360,
     )
     is_dark = st.context.theme.type == "dark"
-    return Look(steps, losses, None if step >= source.total else int(step), "dark" if is_dark else "light")
+    return Look(steps, losses, None if step == END else int(step), "dark" if is_dark else "light")
+
+
+def _steps(source: Source) -> list[int]:
+    """The steps on the log; of many, those at which more than a loss was taken, and some between."""
+    found = sorted({row["step"] for row in source.rows})
+    if len(found) <= MOST:
+        return found
+    measured = sorted({row["step"] for row in source.rows if "loss" not in row})
+    some = [steps[:: -(-len(steps) // (MOST // 2)) or 1] for steps in (measured, found)]
+    return sorted({*some[0], *some[1], found[-1]})
 
 
 def _axis(key: str, label: str, first: AxisType) -> AxisType:
