@@ -1,7 +1,5 @@
 """Training: how a model came about, from its log: losses, heads as they form, measures, checkpoints; live."""
 
-from functools import partial
-
 import streamlit as st
 
 from dashboards.parts.models import Trouble
@@ -40,7 +38,7 @@ def explorer() -> None:
         report(source, "training")
         return
     every = None if not source.is_live else EVERY if (source.age or 0) < LONG else SELDOM
-    st.fragment(partial(watched, name, look, source.is_live), run_every=every)()
+    st.fragment(watched, run_every=every)(name, look, source.is_live)
 
 
 def watched(name: str, look: Look, was_live: bool) -> None:

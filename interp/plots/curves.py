@@ -18,6 +18,7 @@ from interp.training.measures import as_numbers
 AxisType = Literal["linear", "log"]
 Step = int | float
 _MOST = 2000  # points that a curve is drawn with
+_FEW = 16  # points that are seen one by one
 _COLUMNS = 400  # steps that a map is drawn with
 _COLOURED = 8  # more lines than this: those that change most have colours, the others are thin
 _Curves = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -233,7 +234,8 @@ def _line(
     return go.Scatter(
         x=np.where(steps == 0, 0.5, steps) if kind == "log" else steps,
         y=values,
-        mode="lines" if len(steps) > 1 else "markers",
+        mode="markers" if len(steps) == 1 else "lines+markers" if len(steps) <= _FEW and has_colour else "lines",
+        marker={"size": 4},
         line=line if has_colour else thin,
         name=plain(_short(name, names), 24),
         customdata=steps,

@@ -27,6 +27,7 @@ SEEN = {  # what a page shows first that no other does
     "Memories": ".st-key-memories .gtitle",
     "Generate": "h3:has-text('was chosen')",
     "Walkthrough": ".st-key-walk_stage h3",
+    "Training": ".st-key-train_figures .gtitle, .st-key-train_run input",
     "Model": "h3:has-text('Hook points')",
 }
 WATCHES = """

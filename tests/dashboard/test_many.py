@@ -17,7 +17,7 @@ from tests.dashboard.visitor import Visitor, visitor
 
 SESSIONS = 20
 SECONDS = float(os.environ.get("INTERP_MANY_SECONDS", "25"))  # `make bench` takes 120
-PAGES = ("", "lens", "attribution", "memories", "patching", "walkthrough")
+PAGES = ("", "lens", "attribution", "memories", "patching", "walkthrough", "training")
 
 
 def word_of(i: int) -> str:

@@ -42,7 +42,7 @@ def pick_run(now: Opened) -> str | None:
             "`-- --models FOLDER`:",
             icon=":material/info:",
         )
-        st.code(COMMAND, language="bash")
+        st.code(COMMAND, language="bash", wrap_lines=True)
     return picked or own
 
 

@@ -117,16 +117,14 @@ def draw_heads(source: Source, name: str, look: Look, phases: Phases, change: Ph
     if np.isfinite(last).any():
         layer, head = np.unravel_index(int(np.nanargmax(last)), last.shape)
         said += f" Strongest at the end: **L{layer}H{head}**, {last[layer, head]:.3g}."
+    final = "its final value" if source.is_done else "its last value so far"
     if change is not None:
         said += (
             f" Phase change: from step {change.step:,} on (measured before at {change.before:,}) the strongest score "
-            f"is at half of its final value, {change.final / 2:.3g}, or above."
+            f"is at half of {final}, {change.final / 2:.3g}, or above."
         )
     elif short == "induction":
-        said += (
-            " No phase change is marked: the strongest was at half of its final value from the start, or rose by less "
-            "than 0.1."
-        )
+        said += f" No phase change is marked: the strongest was at half of {final} from the start, or rose by less than 0.1."
     flat = scores.stack(at=("layer", "head")).to_numpy()
     columns = [f"L{i}H{j}" for i in range(scores.sizes["layer"]) for j in range(scores.sizes["head"])]
     data = pd.DataFrame(flat, columns=columns)
@@ -260,7 +258,10 @@ def _put(
     title: str,
 ) -> None:
     """A figure, made anew where anything of it is another."""
-    kept: dict[str, tuple[Any, go.Figure]] = st.session_state.setdefault("_train_figures", {})
+    of, kept = st.session_state.get("_train_figures", ("", {}))
+    if of != source.name:
+        kept = {}
+        st.session_state["_train_figures"] = source.name, kept
     known = (source.version, look, tuple(phases.items()))
     try:
         if key not in kept or kept[key][0] != known:
