@@ -124,7 +124,8 @@ def draw_heads(source: Source, name: str, look: Look, phases: Phases, change: Ph
             f"is at half of {final}, {change.final / 2:.3g}, or above."
         )
     elif short == "induction":
-        said += f" No phase change is marked: the strongest was at half of {final} from the start, or rose by less than 0.1."
+        why = f"it was at half of {final} from the start, or rose by less than 0.1"
+        said += f" No phase change is marked: {why}."
     flat = scores.stack(at=("layer", "head")).to_numpy()
     columns = [f"L{i}H{j}" for i in range(scores.sizes["layer"]) for j in range(scores.sizes["head"])]
     data = pd.DataFrame(flat, columns=columns)
