@@ -39,6 +39,7 @@ def test_a_measure_at_all_its_steps_has_the_axes_of_what_it_is() -> None:
     ("strongest", "expected"),
     [
         ([0.0, 0.1, 0.45, 0.8, 0.9], (1, 10)),  # half of 0.9 is 0.45
+        ([0.0, 0.1, 0.44, 0.8, 0.9], (10, 100)),
         ([0.0, 0.6, 0.1, 0.7, 0.9], (10, 100)),  # it fell below again
         ([0.5, 0.6, 0.7, 0.8, 0.9], None),  # above half from the start
         ([0.9, 0.2, 0.9, 0.9, 0.9], None),  # it rose by nothing
