@@ -200,19 +200,23 @@ def accuracy(model: Runs, answer: Answers, *, pos: int = -1) -> Metric:
     return Metric("accuracy", read, (pos,))
 
 
-def loss() -> Metric:
-    """The mean next-token loss of each row, over its real tokens."""
+def loss(of: Bool[Tensor, "prompt pos"] | None = None) -> Metric:
+    """The mean next-token loss of each row, over its real tokens; with `of`, over those tokens alone."""
 
     def read(logits: Logits, rows: Rows) -> Values:
         if rows.tokens.shape[1] < 2:
             raise ValueError("the loss needs at least 2 tokens; 1 was given")
         each = F.cross_entropy(logits[:, :-1].transpose(1, 2), rows.tokens[:, 1:], reduction="none")
-        if rows.attention_mask is None:
+        if rows.attention_mask is None and of is None:
             return each.mean(1)
-        counts = rows.attention_mask[:, 1:] & rows.attention_mask[:, :-1]
+        counts = torch.ones_like(each, dtype=torch.bool)
+        if rows.attention_mask is not None:
+            counts = rows.attention_mask[:, 1:] & rows.attention_mask[:, :-1]
+        if of is not None:
+            counts = counts & rows.each(of, "tokens that the loss is of")[:, 1:]
         return (each * counts).sum(1) / counts.sum(1).clamp(min=1)
 
-    return Metric("loss", read, None)
+    return Metric("loss" if of is None else "loss of some tokens", read, None)
 
 
 def loss_at(*pos: int) -> Metric:

@@ -151,6 +151,11 @@ def test_loss_of_each_row_is_the_models_own(dtype: torch.dtype, padding: str) ->
     by_hand = [math.fsum(per_token[i][j] for j in real[i]) / len(real[i]) for i in range(3)]
     assert_is(measured(model, TOKENS.int(), metrics.loss(), mask), by_hand, dtype)
     assert padding != "none" or math.isclose(sum(by_hand) / 3, model(TOKENS, "loss").item(), rel_tol=1e-5)
+    some = TOKENS % 2 == 0
+    chosen = [[j for j in real[i] if some[i, j + 1]] for i in range(3)]
+    of_some = [math.fsum(per_token[i][j] for j in chosen[i]) / max(1, len(chosen[i])) for i in range(3)]
+    assert 0 < sum(map(len, chosen)) < sum(map(len, real))
+    assert_is(measured(model, TOKENS, metrics.loss(of=some), mask), of_some, dtype)
     ends = LAST[padding]
     at = [(per_token[i][ends[i] - 1] + per_token[i][2] + per_token[i][ends[i] - 3]) / 3 for i in range(3)]
     assert_is(measured(model, TOKENS, metrics.loss_at(-2, 2, -4), mask), at, dtype)

@@ -80,6 +80,14 @@ def repeats(model: HookedGPT, n_rows: int = 24, n_pos: int = 64, *, seed: int = 
     return Rows.of(tokens)
 
 
+def in_other_tokens(model: HookedGPT, tokens: Int[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:
+    """The same rows in other tokens: what repeats does so at the same places. Special tokens stay."""
+    usable = ordinary_tokens(model)
+    place = torch.searchsorted(usable, tokens.contiguous()).clamp(max=len(usable) - 1)
+    turned = usable[(place + len(usable) // 2) % len(usable)]
+    return torch.where(usable[place] == tokens, turned, tokens)
+
+
 def text_rows(model: HookedGPT, text: str | Sequence[str] | None, n_rows: int = 16, n_pos: int = 64) -> Rows:
     """Rows of a text, or of several in turn; unless one is given, of Python's standard library."""
     assert model.tokenizer is not None

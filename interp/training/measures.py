@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.hooks import HookPoint
@@ -44,10 +44,26 @@ def head_scores(model: HookedGPT, tokens: Int[Tensor, "batch pos"]) -> dict[str,
 def repeat_losses(model: HookedGPT, tokens: Int[Tensor, "batch pos"]) -> dict[str, float]:
     """The mean loss on tokens that occur for the first time, and on those that have occurred before."""
     tokens = tokens.to(model.device)
-    is_repeat = (tokens[:, :, None] == tokens[:, None, :]).tril(-1).any(-1)[:, 1:]
+    again = is_repeat(tokens)[:, 1:]
     with torch.no_grad():
         loss = model(tokens, "loss", loss_per_token=True).float()
-    return {"first": loss[~is_repeat].mean().item(), "again": loss[is_repeat].mean().item()}
+    return {"first": loss[~again].mean().item(), "again": loss[again].mean().item()}
+
+
+def is_repeat(tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+    """Which tokens have occurred before in their row."""
+    return (tokens[:, :, None] == tokens[:, None, :]).tril(-1).any(-1)
+
+
+def half_way(steps: Sequence[int | float], values: Sequence[int | float]) -> float:
+    """The step from which what was measured stays nearer to its last value than to its first, between two steps by
+    their line."""
+    begun, ended = values[0], values[-1]
+    if begun == ended:
+        raise ValueError(f"the first and the last of {len(values)} values are {begun:g}: there is no way between them")
+    gone = [(value - begun) / (ended - begun) for value in values]
+    last = max(i for i, share in enumerate(gone) if share < 0.5)
+    return steps[last] + (0.5 - gone[last]) / (gone[last + 1] - gone[last]) * (steps[last + 1] - steps[last])
 
 
 def fourier_power(model: HookedGPT, p: int) -> Float[Tensor, " frequency"]:

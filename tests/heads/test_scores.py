@@ -233,6 +233,17 @@ def test_random_rows_repeat_with_periods_of_their_own() -> None:
     assert not torch.equal(trials.repeats(model, 40, 64, seed=1).tokens, found.tokens)
 
 
+def test_rows_in_other_tokens_repeat_at_the_same_places() -> None:
+    model = HookedGPT.from_pretrained("stdlib-attn-2l")
+    tokens = trials.repeats(model, 6, 64).tokens
+    others = trials.in_other_tokens(model, tokens)
+    assert torch.equal(others[:, 0], tokens[:, 0]), "BOS stays"
+    assert (others != tokens)[:, 1:].all()
+    same = lambda rows: rows[:, :, None] == rows[:, None, :]
+    assert torch.equal(same(others), same(tokens))
+    assert torch.isin(others[:, 1:], trials.ordinary_tokens(model)).all()
+
+
 def test_a_pattern_of_ones_own_is_scored_as_the_named_one() -> None:
     model, tokens = variant("gpt2"), rows()
     found = heads.scores(model, tokens, progress=False)

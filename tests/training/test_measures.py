@@ -1,3 +1,5 @@
+"""What is told of measurements over steps."""
+
 import json
 from pathlib import Path
 
@@ -7,7 +9,7 @@ from xarray import DataArray
 
 from interp import zoo
 from interp.training import Run
-from interp.training.measures import of_steps, phase_change, tokens_per_second
+from interp.training.measures import half_way, of_steps, phase_change, tokens_per_second
 
 
 def scores(strongest: list[float], steps: list[int]) -> DataArray:
@@ -103,3 +105,11 @@ def test_a_log_is_read_down_to_what_is_no_row(tmp_path: Path, end: bytes, said: 
     assert fault.startswith(said)
     assert bool(fault) == bool(said)
     assert run.steps == [3]
+
+
+def test_half_way_is_where_a_curve_crosses_half_for_good() -> None:
+    assert half_way([0, 10, 20, 40], [0.0, 0.0, 1.0, 1.0]) == 15
+    assert half_way([0, 10, 20, 40], [4.0, 4.0, 3.0, 0.0]) == pytest.approx(20 + 20 / 3)
+    assert half_way([0, 10, 20, 30], [0.0, 0.9, 0.1, 1.0]) == pytest.approx(20 + 10 * 0.4 / 0.9), "not the first time"
+    with pytest.raises(ValueError, match="there is no way between them"):
+        half_way([0, 1], [2.0, 2.0])
