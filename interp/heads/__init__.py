@@ -4,7 +4,7 @@ from interp.heads.card import HeadCard, head_card
 from interp.heads.classes import TokenClasses
 from interp.heads.corpus import corpus_statistics
 from interp.heads.effects import direct_effects, disagreement, effect_names
-from interp.heads.patterns import Patterns, patterns
+from interp.heads.patterns import Patterns, attention_between, patterns
 from interp.heads.repair import self_repair
 from interp.heads.roles import ROLES, detect, roles
 from interp.heads.scores import SCORES, detect_pattern, scores
@@ -17,6 +17,7 @@ __all__ = [
     "HeadCard",
     "Patterns",
     "TokenClasses",
+    "attention_between",
     "corpus_statistics",
     "detect",
     "detect_pattern",

@@ -1,6 +1,6 @@
 """Attention patterns of any text, kept as queries and keys: one head's pattern is made again when it is asked for."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from interp.hooks import Span, spanning
 from interp.model import HookedGPT
 from interp.model.attention import Attention, Pass, masked, softmax
 from interp.model.inputs import check_range, checked_mask, checked_tokens, positions
-from interp.results import as_tokens
+from interp.results import Result, as_tokens, labelled
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -166,6 +166,27 @@ def patterns(
 
     this = run(model, tokens, mask, look, n_layers=max(chosen) + 1)
     return Patterns(model, tokens, mask, chosen, of_heads, kept, replace(this, look=None, rotation=None, hooks=None))
+
+
+def attention_between(
+    found: Patterns, pairs: Mapping[str, tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]]
+) -> Result:
+    """How much every head attends from one place to another, which each prompt has elsewhere: [pair layer head prompt].
+
+    A pair is the queries' positions and the keys'; a key that stands behind its query is not seen, and has 0.
+    """
+    every, n_prompts = torch.arange(len(found.tokens)), len(found.tokens)
+    for name, (queries, keys) in pairs.items():
+        if queries.shape != (n_prompts,) or keys.shape != (n_prompts,):
+            raise ValueError(f"{name}: positions {list(queries.shape)}, {list(keys.shape)}; give one for each prompt")
+    values = torch.empty(len(pairs), len(found.layers), len(found.heads), n_prompts)
+    for i, layer in enumerate(found.layers):
+        for j, head in enumerate(found.heads):
+            pattern = found[layer, head].float().cpu()
+            for n, (queries, keys) in enumerate(pairs.values()):
+                values[n, i, j] = pattern[every, queries, keys]
+    axes = {"pair": list(pairs), "layer": list(found.layers), "head": list(found.heads), "prompt": range(n_prompts)}
+    return labelled(values, axes, "attention", {"method": "attention", "model": found.model.fingerprint()})
 
 
 def run(

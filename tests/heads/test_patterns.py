@@ -7,7 +7,7 @@ import pytest
 import torch
 import xarray
 
-from interp import HookedGPT
+from interp import HookedGPT, heads
 from interp.heads import patterns
 from interp.interventions import Site, Steer
 from tests.variants import EACH, some_tokens, variant
@@ -147,3 +147,20 @@ def test_heads_that_share_keys_say_whose() -> None:
     found = patterns(variant("llama"), some_tokens(1))
     assert [found.group(head) for head in range(4)] == [0, 0, 1, 1]
     assert [patterns(variant("gpt2"), some_tokens(1)).group(head) for head in range(3)] == [0, 1, 2]
+
+
+@torch.no_grad()
+def test_attention_between_places_is_that_of_each_prompts_own_pattern() -> None:
+    model, tokens = variant("gpt2"), some_tokens()
+    n = len(tokens)
+    found = heads.patterns(model, tokens)
+    queries, keys = torch.arange(n) + 2, torch.arange(n)
+    pairs = {"back": (queries, keys), "ahead": (keys, queries)}
+    between = heads.attention_between(found, pairs)
+    assert between.dims == ("pair", "layer", "head", "prompt")
+    for row in range(n):
+        own = float(found[1, 2][row, row + 2, row])
+        assert float(between.sel(pair="back", layer=1, head=2, prompt=row)) == pytest.approx(own)
+    assert not between.sel(pair="ahead").any()
+    with pytest.raises(ValueError, match=r"back: positions .* give one for each prompt"):
+        heads.attention_between(found, {"back": (queries[:1], keys[:1])})
