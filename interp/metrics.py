@@ -178,6 +178,17 @@ def log_prob(model: Runs, answer: Answers, *, pos: int = -1, clean: Any = None, 
     return _scaled(Metric("log-probability", read, (pos,)), model, clean, corrupted)
 
 
+def log_odds(model: Runs, answer: Answers, *, pos: int = -1) -> Metric:
+    """The logarithm of the answer's probability by that of all other tokens; several answers count together."""
+    of = answer_ids(model, answer)
+
+    def read(logits: Logits, rows: Rows) -> Values:
+        own = _known(of, logits, rows)
+        return logits[:, 0].gather(1, own).logsumexp(1) - logits[:, 0].scatter(1, own, -torch.inf).logsumexp(1)
+
+    return Metric("log-odds", read, (pos,))
+
+
 def rank(model: Runs, answer: Answers, *, pos: int = -1) -> Metric:
     """How many tokens the model prefers to the answer; of several answers, to the best of them."""
     of = answer_ids(model, answer)

@@ -38,7 +38,7 @@ def reader() -> HookedGPT:
 
 
 def of_each_kind(model: HookedGPT) -> list[Metric]:
-    one_by_one = [of(model, CORRECT) for of in (metrics.logit, metrics.prob, metrics.log_prob)]
+    one_by_one = [of(model, CORRECT) for of in (metrics.logit, metrics.prob, metrics.log_prob, metrics.log_odds)]
     counted = [metrics.rank(model, CORRECT), metrics.accuracy(model, CORRECT), metrics.loss(), metrics.loss_at(-2, -3)]
     compared = [of(model, OTHER, pos=[-1, -3]) for of in (metrics.kl, metrics.js)]
     overlap = metrics.top_k_overlap(model, OTHER, 4)
@@ -79,6 +79,7 @@ def test_metrics_of_answers_are_their_formulas(dtype: torch.dtype, padding: str,
     model = variant("sinusoidal", dtype)
     logits = model(TOKENS, attention_mask=MASKS[padding])
     expected: dict[str, list[float]] = {"logit_diff": [], "logit": [], "prob": [], "log_prob": [], "rank": []}
+    expected["log_odds"] = []
     for row, last in enumerate(LAST[padding]):
         at = logits[row, pos if pos >= 0 else last + 1 + pos]
         of, p = [at[i].item() for i in CORRECT[row]], math.fsum(math.exp(log_probs(at)[i]) for i in CORRECT[row])
@@ -86,6 +87,7 @@ def test_metrics_of_answers_are_their_formulas(dtype: torch.dtype, padding: str,
         expected["logit"].append(sum(of) / 2)
         expected["prob"].append(p)
         expected["log_prob"].append(math.log(p))
+        expected["log_odds"].append(math.log(p / (1 - p)))
         expected["rank"].append(sum(x > max(of) for x in at.tolist()))
     for name, values in expected.items():
         answers = (CORRECT, WRONG) if name == "logit_diff" else (CORRECT,)
@@ -234,7 +236,7 @@ def test_gradients_reach_the_logits_at_the_positions_read_and_no_others(model: H
 
 
 @pytest.mark.parametrize("dtype", quick_of([torch.float32, torch.float64], torch.float32))
-@pytest.mark.parametrize("kind", ["logit_diff", "logit", "prob", "log_prob"])
+@pytest.mark.parametrize("kind", ["logit_diff", "logit", "prob", "log_prob", "log_odds"])
 def test_scaled_metrics_are_1_on_clean_and_0_on_corrupted_on_average(kind: str, dtype: torch.dtype) -> None:
     model, of = variant("sinusoidal", dtype), getattr(metrics, kind)
     answers = (CORRECT, WRONG) if kind == "logit_diff" else (CORRECT,)

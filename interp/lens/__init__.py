@@ -1,7 +1,7 @@
 """Reading the stream: what each part says about the output, and what the model would say layer by layer."""
 
 from interp.lens.attribution import direct_logit_attribution
-from interp.lens.directions import mean_difference
+from interp.lens.directions import mean_difference, random_directions
 from interp.lens.layers import logit_lens
 from interp.lens.patchscope import patchscope
 from interp.lens.probes import Probe, linear_probe
@@ -16,6 +16,7 @@ __all__ = [
     "logit_lens",
     "mean_difference",
     "patchscope",
+    "random_directions",
     "stream_statistics",
     "tuned_lens",
 ]

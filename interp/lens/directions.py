@@ -31,3 +31,9 @@ def mean_difference(
         stream = cache[point] if chosen is None else chosen.of(cache[point], 1).reshape(-1, model.cfg.d_model)
         means.append((stream[real] if chosen is None else stream).mean(0))
     return means[0] - means[1]
+
+
+def random_directions(like: Float[Tensor, " d_model"], n: int, seed: int = 0) -> Float[Tensor, "direction d_model"]:
+    """Directions drawn at random, as long as the one given: what any push of this size does."""
+    drawn = torch.randn(n, len(like), generator=torch.Generator().manual_seed(seed)).to(like)
+    return drawn * like.norm() / drawn.norm(dim=-1, keepdim=True)

@@ -27,3 +27,13 @@ def test_padding_does_not_count() -> None:
     found = lens.mean_difference(model, texts, "x", layer=1)
     each = [model.run_with_cache(text)[1]["resid_post", 1][0] for text in (*texts, "x")]
     torch.testing.assert_close(found, torch.cat(each[:2]).mean(0) - each[2].mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_random_directions_are_as_long_and_drawn_anew() -> None:
+    like = torch.arange(40.0)
+    found = lens.random_directions(like, 3, seed=2)
+    torch.testing.assert_close(found.norm(dim=-1), like.norm().expand(3))
+    cosines = torch.nn.functional.normalize(torch.cat([found, like[None]]), dim=-1)
+    assert float((cosines @ cosines.T - torch.eye(4)).abs().max()) < 0.6
+    assert torch.equal(lens.random_directions(like, 3, seed=2), found)
+    assert not torch.equal(lens.random_directions(like, 3, seed=3), found)
