@@ -10,8 +10,8 @@ Turner et al. 2023, https://arxiv.org/abs/2308.10248; Rimsky et al. 2024, https:
 
 Finding, of `stdlib-4l`, with bodies of methods against bodies of functions: added once behind any layer, the direction
 raises the log-odds of `self`, where nothing speaks for it, by three to four nats, more the more is added, and taken
-away lowers them; a random direction of its length raises them by one nat at most. Unrelated text pays for it, as it does for
-random directions: its loss rises by half a nat.
+away lowers them; a random direction of its length raises them by one nat at most. Unrelated text pays for it, as it
+does for random directions: its loss rises by half a nat.
 """
 
 import json

@@ -178,7 +178,7 @@ def log_prob(model: Runs, answer: Answers, *, pos: int = -1, clean: Any = None, 
     return _scaled(Metric("log-probability", read, (pos,)), model, clean, corrupted)
 
 
-def log_odds(model: Runs, answer: Answers, *, pos: int = -1) -> Metric:
+def log_odds(model: Runs, answer: Answers, *, pos: int = -1, clean: Any = None, corrupted: Any = None) -> Metric:
     """The logarithm of the answer's probability by that of all other tokens; several answers count together."""
     of = answer_ids(model, answer)
 
@@ -186,7 +186,7 @@ def log_odds(model: Runs, answer: Answers, *, pos: int = -1) -> Metric:
         own = _known(of, logits, rows)
         return logits[:, 0].gather(1, own).logsumexp(1) - logits[:, 0].scatter(1, own, -torch.inf).logsumexp(1)
 
-    return Metric("log-odds", read, (pos,))
+    return _scaled(Metric("log-odds", read, (pos,)), model, clean, corrupted)
 
 
 def rank(model: Runs, answer: Answers, *, pos: int = -1) -> Metric:

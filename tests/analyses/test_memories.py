@@ -1,7 +1,6 @@
 """The study of memories: what it reports is what was measured."""
 
-import subprocess
-import sys
+import json
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -10,14 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from xarray import Dataset
+from xarray import Dataset, load_dataset
 
 from analyses.memories import Study, main, readable, report, study, trends
 from interp import HookedGPT, memories
 from interp.corpus import standard_library
 from interp.memories import Triggers
-
-ROOT = Path(__file__).parents[2]
 
 
 @cache
@@ -105,16 +102,26 @@ def test_a_report_has_the_numbers_of_the_study() -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_from_the_command_line_and_goes_on_in_its_folder(
+def test_its_default_leaves_the_report_and_the_numbers_and_goes_on_in_its_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(max_tokens=3_000, out=tmp_path)
-    said = capsys.readouterr().out
-    assert (tmp_path / "report.md").read_text() == said
-    assert Triggers.load(tmp_path / "triggers").about["tokens"] == 3_000
-    with pytest.raises(SystemExit, match="belongs to another scan"):
+    main(out=tmp_path)
+    said, of_all = capsys.readouterr().out, (tmp_path / "report.md").read_text()
+    found = Triggers.load(tmp_path / "triggers")
+    assert found.about["tokens"] == 16_000
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["findings"]["read"]["documents"] == found.about["documents"] > 100
+    upper, last, single = summary["findings"]["trends"]
+    assert last["holds"]
+    assert single["holds"]
+    for each in (upper, last, single):
+        assert f"Here {each['ours']}." in said
+        assert each["ours"] in of_all
+    result = load_dataset(tmp_path / "result.nc", engine="h5netcdf")
+    lost = result.removal_change.median(("key", "trigger"))
+    assert float((lost.sel(removed=["first", "random"]) - lost.sel(removed="last")).min()) > 0.2, "the margin"
+    assert float(result.composition_single.max()) / 16_000 < 0.3
+    assert len(summary["findings"]["to_read"]) == of_all.count("\n### L") == 10
+    assert (tmp_path / "trends.html").is_file()
+    with pytest.raises(ValueError, match="belongs to another scan"):
         main(max_tokens=2_000, out=tmp_path)
-    run = subprocess.run(
-        [sys.executable, "-m", "analyses.memories", "--help"], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    assert "--max-tokens" in run.stdout
