@@ -1,11 +1,13 @@
 """A sweep: many rows through the engine in chunks that fit into memory, and their metric."""
 
+import glob
 import os
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -32,7 +34,8 @@ class Sweep:
     """How to run many rows: within how much memory (bytes, beside the base run's), shown or not, or told to a function.
 
     With `file`, which serves one call of `values`, each finished chunk is kept there: after a kill the same call goes
-    on where it stood. Processes that `torchrun` started divide the rows, and each of them gets all values.
+    on where it stood. Processes that `torchrun` started divide the rows, and each of them gets all values; each keeps a
+    file of its own beside the one named, and what is in any of them is not run again, by however many processes.
     """
 
     base: Base
@@ -88,27 +91,21 @@ class Sweep:
         last_wanted = self.wanted.max(1).values.tolist()
         moves = [i for i, row in enumerate(prepared) if row.start <= last_wanted[row.prompt]]
         moves.sort(key=lambda i: (prepared[i].board, prepared[i].start))
-        if (size := _n_processes()) > 1:
-            if self.file is not None:
-                raise ValueError(f"file={str(self.file)!r} serves one process; there are {size}: leave it out")
-            own = torch.zeros_like(values)
-            with _together(own, self.base.model.device):
-                for chunk, found in self._run(rows, prepared, moves[dist.get_rank() :: size]):
-                    own[chunk] = found
-            values[moves] = own[moves]
-            return values
-        with self._saved(rows, unchanged) as saved:
-            held = {} if saved is None else saved.saved
+        own = torch.zeros_like(values)
+        with _together(own, self.base.model.device), self._saved(rows, unchanged) as saved:
+            mine = moves[_rank() :: _n_processes()]
+            held = {} if saved is None else {i: saved.saved[i] for i in mine if i in saved.saved}
             if saved is not None and saved.plan is not None:
                 self.chunks.take_up(saved.plan)
             elif saved is not None:
                 saved.add([], values[:0], self.chunks.plan)
             for i, value in held.items():
-                values[i] = value
-            for chunk, found in self._run(rows, prepared, moves, held):
-                values[chunk] = found
+                own[i] = value
+            for chunk, found in self._run(rows, prepared, mine, held):
+                own[chunk] = found
                 if saved is not None:
                     saved.add(chunk, found, self.chunks.plan)
+        values[moves] = own[moves]
         return values
 
     def _finite_base_values(self, rows: Sequence[Row]) -> Float[Tensor, " prompt"]:
@@ -123,7 +120,20 @@ class Sweep:
         return values
 
     def _saved(self, rows: Sequence[Row], unchanged: Tensor) -> SweepFile | nullcontext[None]:
-        return nullcontext() if self.file is None else SweepFile(self.file, self.base, self.metric, rows, unchanged)
+        if self.file is None:
+            return nullcontext()
+        size, whole = _n_processes(), Path(self.file)
+        beside = sorted(whole.parent.glob(f"{glob.escape(whole.name)}.*-of-*"))
+        own = whole if size == 1 else whole.with_name(f"{whole.name}.{_rank()}-of-{size}")
+        file = SweepFile(own, self.base, self.metric, rows, unchanged)
+        try:
+            for other in (whole, *beside):
+                if other != own and other.is_file():
+                    file.take_over(other)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def _run(
         self, rows: Sequence[Row], prepared: list[Prepared], wanted: list[int], held: Container[int] = ()
@@ -147,7 +157,7 @@ class Sweep:
             left = [job for job in jobs if job.index not in held]
             chunks = self.chunks.run(left, once, self._are_small(jobs))
         tell = self.progress if callable(self.progress) else None
-        is_shown = tell is None and self.progress and (_n_processes() == 1 or dist.get_rank() == 0)
+        is_shown = tell is None and self.progress and _rank() == 0
         n_held = sum(i in held for i in wanted)
         if tell is not None:
             tell(n_held, len(wanted))
@@ -225,9 +235,16 @@ def _n_processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def _rank() -> int:
+    return dist.get_rank() if _n_processes() > 1 else 0
+
+
 @contextmanager
 def _together(own: Float[Tensor, " row"], device: torch.device) -> Iterator[None]:
     """Afterwards, the sum over all processes of what each of them filled in; if one of them fails, all do."""
+    if _n_processes() == 1:
+        yield
+        return
     failure: Exception | None = None
     try:
         yield

@@ -59,6 +59,10 @@ class SweepFile:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file: another sweep may write to it."""
         self._file.close()
 
     def add(self, rows: Sequence[int], values: Float[Tensor, " row"], plan: Plan) -> None:
@@ -66,6 +70,16 @@ class SweepFile:
         found = {"rows": list(rows), "values": values.tolist()}  # JSON's floats come back exactly
         self._write(found if plan == self.plan else found | {"plan": plan.to_dict()})
         self.plan = deepcopy(plan)
+
+    def take_over(self, path: Path) -> None:
+        """Take the values that another process keeps, or kept, of the same rows; its file is left as it is."""
+        content = path.read_bytes()
+        head, *chunks = content[: content.rfind(b"\n") + 1].splitlines() or [b""]
+        if not head:
+            return  # it is being begun
+        self._check(self._parsed(head, 1, path), path)
+        for number, line in enumerate(chunks, start=2):
+            self.saved = self._values(self._parsed(line, number, path), number, path) | self.saved
 
     def _lock(self) -> None:
         if fcntl is None:
@@ -85,42 +99,43 @@ class SweepFile:
             self._file.truncate(0)
             return self._write(self.about)
         head, *chunks = whole.splitlines()
-        self._check(self._parsed(head, 1))
+        self._check(self._parsed(head, 1, self.path), self.path)
         for number, line in enumerate(chunks, start=2):
-            self.saved |= self._chunk(self._parsed(line, number), number)
+            found = self._parsed(line, number, self.path)
+            self.saved |= self._values(found, number, self.path)
+            self._plan_on(found, number)
         self._file.truncate(len(whole))
         return None
 
-    def _check(self, found: dict[str, Any]) -> None:
+    def _check(self, found: dict[str, Any], path: Path) -> None:
         """Raise if the file was begun for other numbers."""
         if any(found.get(key) != value for key, value in _FORMAT.items()):
-            raise ValueError(f"{self.path} holds no sweep of version {_FORMAT['version']}; give another file")
+            raise ValueError(f"{path} holds no sweep of version {_FORMAT['version']}; give another file")
         differ = [key for key, value in self.about.items() if key != "unchanged" and found.get(key) != value]
         if not differ and not _are_close(found.get("unchanged"), self.about["unchanged"]):
             differ = ["metric"]  # a function that is called alike
         if differ:
             raise ValueError(
-                f"{self.path} belongs to another sweep: not the same {', '.join(differ)}; give what it was begun with, "
+                f"{path} belongs to another sweep: not the same {', '.join(differ)}; give what it was begun with, "
                 "or another file"
             )
 
-    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
+    def _parsed(self, line: bytes, number: int, path: Path) -> dict[str, Any]:
         try:
             found = json.loads(line)
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise ValueError(f"{self.path}, line {number}, is damaged: {line[:40]!r}")
+            raise ValueError(f"{path}, line {number}, is damaged: {line[:40]!r}")
         return found
 
-    def _chunk(self, found: dict[str, Any], number: int) -> dict[int, float]:
+    def _values(self, found: dict[str, Any], number: int, path: Path) -> dict[int, float]:
         rows, values = found.get("rows"), found.get("values")
         if isinstance(rows, list) and isinstance(values, list) and len(rows) == len(values):
             are_rows = all(type(row) is int and 0 <= row < self.n_rows for row in rows)
             if are_rows and all(type(value) is float and math.isfinite(value) for value in values):
-                self._plan_on(found, number)
                 return dict(zip(rows, values, strict=True))
-        raise ValueError(f"{self.path}, line {number}, is damaged: it holds no values of rows below {self.n_rows}")
+        raise ValueError(f"{path}, line {number}, is damaged: it holds no values of rows below {self.n_rows}")
 
     def _plan_on(self, found: dict[str, Any], number: int) -> None:
         if "plan" not in found:

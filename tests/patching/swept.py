@@ -67,16 +67,13 @@ def one_of_several(rank: int, n: int, meeting: str, failing: int) -> None:
     rows = rows_of(sweep.base.model)
     if rank == failing:
         sweep._job = fault  # type: ignore[method-assign]
-    said = refused = ""
+    said, kept = "", torch.empty(0)
     try:
         values = sweep.values(rows)
+        kept = small_sweep(file=f"{meeting}.sweep").values(rows)
     except (RuntimeError, ValueError) as error:
         values, said = torch.empty(0), str(error)
-    try:
-        small_sweep(file=f"{meeting}.{rank}.sweep").values(rows)
-    except ValueError as error:
-        refused = str(error)
-    torch.save((values, sweep.work["rows"], said, refused), f"{meeting}.{rank}")
+    torch.save((values, sweep.work["rows"], said, kept), f"{meeting}.{rank}")
     dist.destroy_process_group()
 
 

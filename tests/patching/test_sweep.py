@@ -448,12 +448,36 @@ def test_processes_divide_the_rows_and_all_get_all_values(tmp_path: Path, failin
     plain = small_sweep()
     expected = plain.values(rows_of(plain.base.model))
     found = [torch.load(f"{meeting}.{rank}", weights_only=True) for rank in range(2)]
-    assert all("serves one process; there are 2" in refused for _, _, _, refused in found)
     if failing == 1:
         assert found[0][2] == "the sweep failed in another process, which says why"
         assert found[1][2] == "a fault of one"
         return
-    for values, n_rows, said, _ in found:
+    for values, n_rows, said, kept in found:
         assert not said
         torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(kept, values, rtol=1e-5, atol=1e-5)
         assert abs(n_rows - plain.work["rows"] / 2) < 1
+    alone = small_sweep(file=f"{meeting}.sweep")
+    assert torch.equal(alone.values(rows_of(alone.base.model)), found[0][3]), "one goes on with what two have kept"
+    assert alone.work["rows"] == 0
+
+
+def test_what_another_process_kept_is_taken_over_if_it_is_of_the_same_sweep(tmp_path: Path) -> None:
+    path, beside = tmp_path / "sweep", tmp_path / "sweep.1-of-2"
+    first = small_sweep(file=path)
+    rows = rows_of(first.base.model)
+    values = first.values(rows)
+    half = lines_of(path)[: len(lines_of(path)) // 2]
+    beside.write_bytes(b"".join(half) + b'{"rows": [0')  # it is being written to
+    path.unlink()
+    again = small_sweep(file=path)
+    torch.testing.assert_close(again.values(rows), values, rtol=1e-5, atol=1e-5)
+    assert 0 < again.work["rows"] < first.work["rows"]
+    assert beside.read_bytes() == b"".join(half) + b'{"rows": [0', "it is left as it is"
+    (tmp_path / "sweep.0-of-2").write_bytes(b"")  # it is being begun
+    other = rows_of(first.base.model, shift=2)
+    path.unlink()
+    with pytest.raises(ValueError, match="1-of-2 belongs to another sweep: not the same sites"):
+        small_sweep(file=path).values(other)
+    beside.unlink()
+    small_sweep(file=path).values(other)
