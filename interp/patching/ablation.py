@@ -3,22 +3,25 @@
 import os
 from collections.abc import Callable, Sequence
 from itertools import combinations_with_replacement
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.interventions import Ablate, Site
+from interp.interventions import Ablate, Edit, Patch, Site
 from interp.metrics import AnyMetric
 from interp.model import HookedGPT
 from interp.patching.engine import Base, Row
+from interp.patching.removal import removals
 from interp.patching.sites import By, Sites, label, sites_of
 from interp.patching.sweep import Progress, Sweep
 from interp.results import Result, as_tokens, labelled, provenance
 
-Kind = Literal["zero", "mean", "mean_per_position", "resample", "knockout"]
+Kind = Literal["zero", "mean", "mean_per_position", "resample", "uniform", "first", "knockout"]
 Mode = Literal["single", "pairs", "cumulative"]
+Order = Literal["given", "greedy", "greedy_highest"]
 
 
 def ablation(
@@ -32,7 +35,7 @@ def ablation(
     by: By | Sequence[By] | None = None,
     layers: Sequence[int] | None = None,
     mode: Mode = "single",
-    order: Literal["given", "greedy"] = "given",
+    order: Order = "given",
     n_steps: int | None = None,
     seed: int = 0,
     attention_mask: Tensor | None = None,
@@ -44,25 +47,22 @@ def ablation(
     """The metric of each prompt without a part of the model, exactly.
 
     `site` and `by` are as for `activation_patching`. Means and other prompts' values are those of the prompts
-    `reference`, the prompts themselves unless given. "knockout" is for `attn_scores`: a query (`by="pos"`) no longer
-    sees a key (`by="neuron"`), and what it saw there goes to the others; a query always sees itself.
+    `reference`, the prompts themselves unless given; one prompt there serves all. Attention that is "uniform", or at
+    the "first" token alone, is for heads. "knockout" is for `attn_scores`: a query (`by="pos"`) no longer sees a key
+    (`by="neuron"`), and what it saw there goes to the others; a query always sees itself.
 
     `mode="pairs"` takes away every two sites together, [site, other, prompt] (see `interaction`); "cumulative" one
-    more at each step, in the given order or, "greedy", each time the one without which the mean metric is lowest.
+    more at each step, in the given order or, "greedy", each time the one without which the mean metric is lowest
+    ("greedy_highest": highest). `file` is as for a sweep; of a greedy order each step has one of its own beside it.
     `progress` may be a function: it is told how many runs are done, and of how many.
     """
-    if mode not in ("single", "pairs", "cumulative") or order not in ("given", "greedy"):
-        raise ValueError(
-            f"mode={mode!r}, order={order!r}; allowed: mode 'single', 'pairs', 'cumulative', order 'given', 'greedy'"
-        )
-    if kind not in ("zero", "mean", "mean_per_position", "resample", "knockout"):
-        raise ValueError(f"kind={kind!r}; allowed: 'zero', 'mean', 'mean_per_position', 'resample', 'knockout'")
+    for name, value, allowed in (("mode", mode, Mode), ("order", order, Order), ("kind", kind, Kind)):
+        if value not in get_args(allowed):
+            raise ValueError(f"{name}={value!r}; allowed: {', '.join(map(repr, get_args(allowed)))}")
     if n_steps is not None and n_steps < 1:
         raise ValueError(f"n_steps={n_steps}; take away at least 1")
     if mode != "cumulative" and (order != "given" or n_steps is not None):
         raise ValueError(f"order and n_steps are of mode='cumulative'; mode={mode!r}")
-    if order == "greedy" and file is not None:
-        raise ValueError("file keeps one sweep, and order='greedy' makes one for each step: leave it out")
     prompts, mask = as_tokens(model, tokens, attention_mask)
     axes, groups = sites_of(model, site, by, layers, prompts)
     if kind == "knockout" and isinstance(site, str):
@@ -70,7 +70,9 @@ def ablation(
     without = _edits(model, groups, kind, (prompts, mask), reference, reference_mask, seed)
     sweep = Sweep(Base(model, prompts, mask), metric, memory, progress, file)
 
-    def values(sets: Sequence[tuple[int, ...]]) -> Float[Tensor, "set prompt"]:
+    def values(sets: Sequence[tuple[int, ...]], step: int | None = None) -> Float[Tensor, "set prompt"]:
+        if file is not None and step is not None:
+            sweep.file = Path(file).with_name(f"{Path(file).name}.step-{step}")
         rows = [
             Row(prompt, tuple(edit for i in chosen for edit in without[i]))
             for chosen in sets
@@ -115,9 +117,9 @@ def interaction(pairs: Result) -> Result:
 
 
 def _cumulative(
-    values: Callable[[Sequence[tuple[int, ...]]], Float[Tensor, "set prompt"]],
+    values: Callable[..., Float[Tensor, "set prompt"]],
     n_sites: int,
-    order: str,
+    order: Order,
     n_steps: int | None,
 ) -> tuple[list[int], Float[Tensor, "step prompt"]]:
     steps = n_sites if n_steps is None else min(n_steps, n_sites)
@@ -126,8 +128,9 @@ def _cumulative(
     taken, found = list[int](), list[Tensor]()
     while len(taken) < steps:
         left = [i for i in range(n_sites) if i not in taken]
-        tried = values([(*taken, i) for i in left])
-        best = int(tried.mean(1).argmin())
+        tried = values([(*taken, i) for i in left], len(taken) + 1)
+        mean = tried.mean(1)
+        best = int(mean.argmax() if order == "greedy_highest" else mean.argmin())
         taken.append(left[best])
         found.append(tried[best])
     return taken, torch.stack(found)
@@ -141,8 +144,11 @@ def _edits(
     reference: Any,
     reference_mask: Tensor | None,
     seed: int,
-) -> list[tuple[Ablate, ...]]:
+) -> list[tuple[Edit, ...]]:
     """What takes each group of sites away."""
+    if kind in ("uniform", "first"):
+        named = {" + ".join(map(label, group)): group for group in groups}
+        return [tuple(edits) for edits in removals(model, named, kind).values()]
     if kind == "knockout":
         for site in (site for group in groups for site in group):
             if not site.point(model).name.endswith("hook_attn_scores"):
@@ -155,6 +161,8 @@ def _edits(
     names = sorted({site.point(model).name for group in groups for site in group})
     with torch.no_grad():
         _, cache = model.run_with_cache(prompts, None, attention_mask=mask, names_filter=names)
+    if kind == "resample" and reference is not None and len(prompts) == 1:
+        return [tuple(Patch(site, cache[site.point(model).name]) for site in group) for group in groups]
     made: dict[str, Ablate] = {}  # the mean of a hook point is worked out once, whatever its sites
     for name in names:
         made[name] = Ablate.from_reference(Site(name), kind, cache[name], mask, seed)

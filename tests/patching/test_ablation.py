@@ -1,4 +1,5 @@
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp import HookedGPT, metrics
-from interp.interventions import Site
-from interp.patching import ablation, interaction
+from interp.interventions import Patch, Site
+from interp.patching import ablation, interaction, removals
 from interp.patching.ablation import Kind
 from tests.patching.oracle import Change, one_by_one
 from tests.variants import VARIANTS, some_tokens, variant
@@ -204,6 +205,43 @@ def test_more_and_more_of_them() -> None:
         gone.append(left.pop(best))
         layer, head = divmod(names.index(untaken.pop(best)), model.cfg.n_heads)
         assert greedy.site[step] == f"z layer {layer} head {head}"
+
+
+def test_a_greedy_order_goes_on_where_it_stood(tmp_path: Path) -> None:
+    model, tokens = model_of("gpt2"), some_tokens()
+    choices: Any = {"mode": "cumulative", "order": "greedy_highest", "progress": False}
+    plain = ablation(model, tokens, "z", METRIC, n_steps=3, **choices)
+    lowest = ablation(model, tokens, "z", METRIC, n_steps=3, **choices | {"order": "greedy"})
+    assert plain[0].mean() > lowest[0].mean()
+    singles = ablation(model, tokens, "z", METRIC, progress=False)
+    assert float(plain[0].mean()) == pytest.approx(float(singles.mean("prompt").max()))
+    ablation(model, tokens, "z", METRIC, n_steps=2, file=tmp_path / "greedy", **choices)
+    again = ablation(model, tokens, "z", METRIC, n_steps=3, file=tmp_path / "greedy", **choices)
+    assert again.site.values.tolist() == plain.site.values.tolist()
+    assert again.equals(plain)
+    n_left = model.cfg.n_layers * model.cfg.n_heads - 2
+    assert again.attrs["rows"] == n_left * len(tokens), "those of the third step"
+
+
+@pytest.mark.parametrize("kind", ["uniform", "first"])
+def test_heads_look_where_nothing_is_read(kind: Kind) -> None:
+    model, tokens = model_of("gpt2"), some_tokens()
+    sites = [Site("z", 0, head=1), Site("z", 1, head=2)]
+    found = ablation(model, tokens, sites, METRIC, kind=kind, progress=False)
+    for i, edits in enumerate(removals(model, {"a": sites[:1], "b": sites[1:]}, kind).values()):
+        with model.edit(edits):
+            close(found[i], metrics.measured(model, tokens, METRIC))
+    with pytest.raises(ValueError, match="can be set for heads, and not for mlp_out layer 0"):
+        ablation(model, tokens, [Site("mlp_out", 0)], METRIC, kind=kind)
+
+
+def test_one_prompt_of_a_reference_stands_in_for_all() -> None:
+    model, tokens = model_of("gpt2"), some_tokens()
+    donor = tokens.roll(1, 1)[:1]
+    found = ablation(model, tokens, [Site("z", 1)], METRIC, kind="resample", reference=donor, progress=False)
+    _, cache = model.run_with_cache(donor)
+    with model.edit([Patch(Site("z", 1), cache["z", 1])]):
+        close(found[0], metrics.measured(model, tokens, METRIC))
 
 
 def test_what_cannot_be_ablated() -> None:
