@@ -4,8 +4,9 @@ from interp.patching.ablation import ablation, interaction
 from interp.patching.activation import activation_patching
 from interp.patching.attribution import attribution_patching
 from interp.patching.edges import all_edges, edge_patching
+from interp.patching.names import parts_named
 from interp.patching.paths import path_patching
-from interp.patching.removal import parts_named, removals, sample, with_edits
+from interp.patching.removal import removals, sample, with_edits
 from interp.patching.statistics import summary
 
 __all__ = [

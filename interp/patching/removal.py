@@ -1,7 +1,6 @@
 """What takes named parts of a model away, as edits; and the metric with one set of edits in force after another."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,50 +13,11 @@ from interp.interventions import Ablate, Attend, Edit, Patch, Site
 from interp.metrics import AnyMetric
 from interp.model import HookedGPT
 from interp.patching.engine import Base, Row
+from interp.patching.names import parts_named
 from interp.patching.sweep import Progress, Sweep
 from interp.results import Result, as_tokens, labelled, provenance
 
 How = Literal["zero", "mean", "resample", "uniform", "first"]
-_NAME = re.compile(r"L?(?P<layer>\d{1,4})(?:(?P<kind>[HN.])(?P<index>\d{1,7})| ?(?P<whole>ATTN|MLP))?")
-
-
-def parts_named(model: HookedGPT, names: str | Sequence[str]) -> dict[str, tuple[Site, ...]]:
-    """The sites of heads (`L5H1`, or `5.1`), neurons (`L2N14`), and layers: `L7`, or one half, `L7 attn`, `L7 mlp`.
-
-    Heads are taken at their `z`, neurons at `post`, MLPs at `mlp_out`. Raises for what is no such name or part.
-    """
-    given = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
-    found, wrong = dict[str, tuple[Site, ...]](), list[str]()
-    cfg = model.cfg
-    for name in filter(None, given):
-        match = _NAME.fullmatch(name.upper())
-        if match is None:
-            wrong.append(f"{name[:20]!r} is no part: they are named L5H1, L2N14, L7, L7 attn, L7 mlp")
-            continue
-        layer, kind, whole = int(match["layer"]), match["kind"], match["whole"]
-        if layer >= cfg.n_layers:
-            wrong.append(f"{name}: there are {cfg.n_layers} layers")
-        elif kind in ("H", "."):
-            head = int(match["index"])
-            found[f"L{layer}H{head}"] = (Site("z", layer, head=head),)
-            if head >= cfg.n_heads:
-                wrong.append(f"{name}: there are {cfg.n_heads} heads in a layer")
-        elif cfg.attn_only and (kind == "N" or whole == "MLP"):
-            wrong.append(f"{name}: the model has no MLPs")
-        elif kind == "N":
-            neuron = int(match["index"])
-            found[f"L{layer}N{neuron}"] = (Site("post", layer, neuron=neuron),)
-            if neuron >= cfg.d_mlp:
-                wrong.append(f"{name}: there are {cfg.d_mlp} neurons in a layer")
-        else:
-            halves = {"ATTN": Site("z", layer), "MLP": Site("mlp_out", layer)}
-            label = f"L{layer}" + (f" {whole.lower()}" if whole else "")
-            found[label] = tuple(
-                halves[each] for each in halves if whole in (None, each) and (each, cfg.attn_only) != ("MLP", True)
-            )
-    if wrong:
-        raise ValueError("; ".join(wrong[:4]) + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""))
-    return found
 
 
 def removals(
