@@ -7,6 +7,7 @@ which versions, and what was found. A folder that has it is whole.
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -18,15 +19,17 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import tyro
-from xarray import DataArray, Dataset
+from xarray import DataArray, Dataset, open_dataset
 
 from interp import HookedGPT
-from interp.loading.files import replacing
+from interp.loading.files import read_json, replacing
+from interp.training.parallel import Ranks
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 RESULT, SUMMARY = "result.nc", "summary.json"
+_NUMBER = re.compile(r"[-+−]?[\d,.]+(e[-+]?\d+)?%?|nan")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,12 @@ def save(
     models: Mapping[str, HookedGPT],
     png: bool = False,
 ) -> None:
-    """Write the folder `out`, and print the table; `config` is all that was asked, the seed too."""
+    """Write the folder `out`, and print the table; `config` is all that was asked, the seed too.
+
+    Of the processes that `torchrun` started, the first does that.
+    """
+    if not Ranks().is_first:
+        return
     out.mkdir(parents=True, exist_ok=True)
     (out / SUMMARY).unlink(missing_ok=True)  # no longer whole
     with replacing(out / RESULT) as file:
@@ -81,6 +89,21 @@ def save(
     print(found.table, f"\nIn {out}: {', '.join([RESULT, *(f'{name}.html' for name in found.figures), SUMMARY])}")
 
 
+def opened(folder: Path) -> tuple[Dataset, dict[str, Any]]:
+    """The numbers and the summary of a folder that `save` wrote; raise if it holds something else, or half of it."""
+    if missing := [name for name in (RESULT, SUMMARY) if not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{folder} is no whole folder of an analysis: it lacks {' and '.join(missing)}")
+    summary = read_json(folder / SUMMARY)
+    kinds = {"analysis": str, "config": dict, "models": dict, "findings": dict}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(summary.get(name), kind)]:
+        raise ValueError(f"{folder / SUMMARY} is of no analysis: it has no {', '.join(wrong)}")
+    try:
+        with open_dataset(folder / RESULT, engine="h5netcdf") as file:
+            return file.load(), summary
+    except Exception as error:  # a damaged file fails in whatever part is read first
+        raise ValueError(f"{folder / RESULT} cannot be read: {type(error).__name__}: {error}") from None
+
+
 def versions() -> dict[str, str]:
     """Of everything that the numbers rest on."""
     return {"python": platform.python_version(), **{name: version(name) for name in ("interp", "torch", "numpy")}}
@@ -90,7 +113,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns as wide as they need to be; numbers on the right."""
     cells = [[str(cell) for cell in row] for row in [heads, *rows]]
     wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    is_number = [not isinstance(cell, str) for cell in rows[0]] if rows else [False] * len(heads)
+    is_number = [all(map(_NUMBER.fullmatch, column[1:])) for column in zip(*cells, strict=True)]
     lined = [
         "  ".join(
             cell.rjust(n) if right else cell.ljust(n) for cell, n, right in zip(row, wide, is_number, strict=True)

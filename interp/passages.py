@@ -92,6 +92,25 @@ def rows_like(model: HookedGPT, tokens: Int[Tensor, "1 pos"], n: int = 8, *, see
     raise ValueError(f"in the standard library only {len(rows)} files have {width} tokens of this tokenizer, not {n}")
 
 
+def rows_of(model: HookedGPT, corpus: Corpus, n: int, n_ctx: int, *, seed: int = 0) -> Int[Tensor, "row pos"]:
+    """So many whole rows of `n_ctx` tokens of a corpus, drawn from the first 50 times as many."""
+    whole = [
+        passage.tokens[passage.mask.sum(1) == n_ctx] for passage in _until(passages(model, corpus, n_ctx, 64), 50 * n)
+    ]
+    rows = torch.cat([tokens for tokens in whole if tokens.shape[1] == n_ctx] or [torch.empty(0, n_ctx).long()])
+    if len(rows) < n:
+        raise ValueError(f"there are {len(rows)} rows of {n_ctx} tokens here, not {n}: ask for fewer, or shorter ones")
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n]]
+
+
+def _until(found: Iterator[Passage], n_rows: int) -> Iterator[Passage]:
+    for passage in found:
+        yield passage
+        n_rows -= len(passage)
+        if n_rows <= 0:
+            return
+
+
 def _batches(model: HookedGPT, rows: Iterator[Row], bos: list[int], batch_size: int) -> Iterator[Passage]:
     is_empty, before = True, np.array(bos, np.int64)
     while batch := list(islice(rows, batch_size)):

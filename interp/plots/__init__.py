@@ -10,6 +10,7 @@ from interp.plots.bars import attribution_bars, bars
 from interp.plots.cards import head_card
 from interp.plots.circuits import circuit_graph
 from interp.plots.curves import training_curves, training_map
+from interp.plots.effects import effect_bars, effect_curve, effect_map
 from interp.plots.graphs import composition_graph
 from interp.plots.heads import corpus_offsets, head_scores
 from interp.plots.heatmap import heatmap, patterns
@@ -35,6 +36,9 @@ __all__ = [
     "composition_graph",
     "corpus_offsets",
     "edge_xray",
+    "effect_bars",
+    "effect_curve",
+    "effect_map",
     "grid_svg",
     "head_card",
     "head_mosaic",

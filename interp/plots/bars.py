@@ -26,18 +26,18 @@ def attribution_bars(
     values = _without_gaps(mean)
     remainder = _of_all(result, "remainder")
     total = _of_all(result, "total")
-    shown, others = _largest(values, top)
+    shown, others = largest(values, top)
     axis = str(mean.dims[0])
     names = labels(mean, axis)
     kinds = (
         mean["kind"].values.tolist() if "kind" in mean.coords and mean["kind"].dims == (axis,) else [""] * len(values)
     )
     spread = _standard_errors(result, axis)
-    rows = [_Row(names[i], float(values[i]), str(kinds[i]), float(spread[i])) for i in shown]
+    rows = [Row(names[i], float(values[i]), str(kinds[i]), float(spread[i])) for i in shown]
     if others.size:
-        rows.append(_Row(f"others ({others.size})", float(values[others].sum()), "others"))
+        rows.append(Row(f"others ({others.size})", float(values[others].sum()), "others"))
     if remainder is not None:
-        rows.append(_Row("remainder", remainder, "remainder"))
+        rows.append(Row("remainder", remainder, "remainder"))
     whole = sum(row.value for row in rows) if total is None else total
     heading = title or str(result.attrs.get("method") or quantity(result, False)).capitalize()
     capped = _of_all(result, "capped")
@@ -45,7 +45,7 @@ def attribution_bars(
         f"after the cap {capped:.4g}" if capped is not None and not np.isclose(capped, whole, atol=1e-4) else "",
         of_prompts(n_prompts) + (" ± standard error" if n_prompts > 1 else ""),
     ]
-    figure = _drawn(rows, theme, quantity(result, False), axis)
+    figure = drawn(rows, theme, quantity(result, False), axis)
     return framed(
         figure,
         theme,
@@ -67,17 +67,17 @@ def bars(
     mean, n_prompts = prepared(result, effect, (1,))
     values, axis = mean.to_numpy(), str(mean.dims[0])
     names, spread = labels(mean, axis), _standard_errors(result - result.base if effect else result, axis)
-    shown = np.arange(len(values)) if top is None else _largest(np.nan_to_num(values), top)[0]
-    rows = [_Row(names[i], float(values[i]), "", float(spread[i])) for i in shown]
+    shown = np.arange(len(values)) if top is None else largest(np.nan_to_num(values), top)[0]
+    rows = [Row(names[i], float(values[i]), "", float(spread[i])) for i in shown]
     name = quantity(result, effect)
     part = f"the {len(shown)} largest of {len(values)}" if len(shown) < len(values) else ""
     note = of_prompts(n_prompts) + (" ± standard error" if n_prompts > 1 else "")
     heading = title or str(result.attrs.get("method") or name).capitalize()
-    return framed(_drawn(rows, theme, name, axis), theme, heading, about(result.attrs, part, note))
+    return framed(drawn(rows, theme, name, axis), theme, heading, about(result.attrs, part, note))
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """One bar."""
 
     name: str
@@ -86,7 +86,7 @@ class _Row:
     error: float = 0.0
 
 
-def _drawn(rows: list[_Row], theme: Theme, name: str, axis: str) -> go.Figure:
+def drawn(rows: list[Row], theme: Theme, name: str, axis: str) -> go.Figure:
     colours = palette(theme)
     kinds = list(dict.fromkeys(row.kind for row in rows))
     own = [kind for kind in kinds if kind not in ("others", "remainder")]
@@ -132,11 +132,11 @@ def _whiskers(errors: list[float], colour: str) -> dict[str, Any] | None:
     return {"type": "data", "array": errors, "color": colour, "thickness": 1, "width": 3}
 
 
-def _plus(row: _Row) -> str:
+def _plus(row: Row) -> str:
     return f" ± {row.error:.2g}" if row.error else ""
 
 
-def _largest(values: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+def largest(values: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
     """The `top` places farthest from 0, and the others."""
     if top < 1:
         raise ValueError(f"top={top}; at least 1")
