@@ -43,6 +43,7 @@ class Study:
     order: str = "given"  # of cumulative: given, greedy (the metric lowest next), greedy_highest
     n_steps: int | None = None  # of cumulative; all, if not given
     text: tuple[str, ...] = ()  # prompts, each read whole; in place of rows
+    bos: bool | None = None  # whether the model reads its first token before those; as it does otherwise, if not given
     data: str | None = None  # rows of a text, .jsonl or .npy file, or "repeats", random tokens; or standard library
     n_prompts: int = 60  # rows
     n_ctx: int = 40  # tokens of a row
@@ -163,7 +164,7 @@ class Opened:
         """What the study has the model read."""
         model = self.model
         if study.text:
-            return as_tokens(model, list(study.text), None)
+            return _texts(model, study)
         if study.data == "repeats":
             return repeats(model, study.n_prompts, study.n_ctx, seed=study.seed).tokens.to(model.device), None
         if study.data is None and self.planted is not None:
@@ -214,6 +215,17 @@ def _rows(model: HookedGPT, data: str | None, study: Study) -> Int[Tensor, "prom
     return rows_of(model, what, study.n_prompts, study.n_ctx, seed=study.seed)
 
 
+def _texts(model: HookedGPT, study: Study) -> tuple[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"] | None]:
+    """The texts as tokens; for a model without a tokenizer, the token ids that stand there."""
+    if model.tokenizer is not None:
+        tokens, mask = model.read_input(list(study.text), study.bos, None)
+        return as_tokens(model, tokens, mask)
+    ids = [text.split() for text in study.text]
+    if any(not each.isdigit() for some in ids for each in some) or len({len(some) for some in ids}) != 1 or not ids[0]:
+        raise ValueError("text: this model has no tokenizer; prompts are token ids with spaces between, of one length")
+    return torch.tensor([[int(each) for each in some] for some in ids], device=model.device), None
+
+
 def _answers(model: HookedGPT, given: Sequence[str | int]) -> Any:
     if model.tokenizer is not None:
         ids = [model.to_single_token(each) if isinstance(each, str) else each for each in given]
@@ -243,7 +255,7 @@ def _taken(kind: str, value: Any) -> Any:
     if value is None:
         return None if kind.endswith("None") else _NONE
     each = value if isinstance(value, list) and is_list else [value]
-    known = [kind_of for kind_of in (str, int, float) if kind_of.__name__ in kind]
+    known = [kind_of for kind_of in (str, int, bool, float) if kind_of.__name__ in kind]
     if "float" in kind and type(value) is int:
         return float(value)
     if any(type(one) not in known for one in each):
@@ -252,7 +264,7 @@ def _taken(kind: str, value: Any) -> Any:
 
 
 def _in_words(kind: str) -> str:
-    one = {"str": "a text", "int": "a whole number", "float": "a number"}
+    one = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false"}
     some = {"str": "texts", "int": "whole numbers"}
     said = some if kind.startswith("tuple") else one
     return ("a list of " if said is some else "") + " or ".join(words for name, words in said.items() if name in kind)

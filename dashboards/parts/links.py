@@ -63,6 +63,7 @@ FIELDS: dict[str, type] = {
     "abl_how": str,
     "abl_text": int,
     "abl_on": bool,
+    "study": str,
     "steer_to": str,
     "steer_from": str,
     "steer_layer": int,

@@ -151,7 +151,11 @@ def draw_repair(now: Chosen, wanted: Wanted) -> None:
     """What later parts make up for."""
     if not wanted.parts:
         return
-    found = repair(now, wanted)
+    try:
+        found = repair(now, wanted)
+    except ValueError as error:  # of parts that are neither heads nor MLPs
+        st.caption(plain(f"No self-repair is told: {error}."))
+        return
     st.subheader("Self-repair")
     said = repaired(found, wanted)
     drawn = plots.attribution_bars(found, top=16, title="Direct effects, after less before", theme=now.theme)

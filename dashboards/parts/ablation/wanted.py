@@ -31,6 +31,7 @@ STEER = ("add", "project out")
 MEAN_OF = (16, 64)  # rows of a sample, and tokens of each
 TEXTS, LATER = 8, 200  # rows for another text's values; how far beyond the prompt they reach
 LARGEST = 64  # MB of an upload
+MOST = 200  # parts
 RIGHT = 440  # pixels; where the window is narrow, what stands on the right goes below
 
 
@@ -170,7 +171,8 @@ def _parts() -> tuple[str, How, int]:
         "Parts to take away",
         key="abl",
         placeholder="L5H1, L2N14, L7, L7 attn, L7 mlp",
-        help="Heads, neurons, layers or half layers, with commas between; or click heads in the grid.",
+        help="Heads, neurons, layers or half layers, with commas between (L0-2H*, L3N0-63), or any hook "
+        "(resid_pre layer 2 pos 5); or click heads in the grid.",
         **url,
     )
     if st.session_state.get("abl_how", "zero") not in HOWS:
@@ -220,7 +222,9 @@ def _checked(
     """What is wanted, once it has been seen to work on a first token."""
     names, how, text = parts
     try:
-        named = tuple(patching.parts_named(now.model, names))
+        named = tuple(patching.parts_named(now.model, names, now.tokens.shape[1]))
+        if len(named) > MOST:
+            raise ValueError(f"{len(named):,} parts are named; up to {MOST} are taken away here, more in a study")
         wanted = Wanted(named, how, text, steering, uploaded)
         with now.model.edit(made(now, wanted)):
             kept(now.fingerprint, now.tokens, tried, (now.model, now.tokens), (wanted,))
@@ -263,7 +267,7 @@ def _pick(now: Chosen, names: str) -> None:
 def _heads_in(now: Chosen, names: str) -> set[tuple[int, int]]:
     """The heads that are in the set by their own name."""
     try:
-        named = patching.parts_named(now.model, names)
+        named = patching.parts_named(now.model, names, now.tokens.shape[1])
     except ValueError:
         return set()
     sites = [sites[0] for name, sites in named.items() if "H" in name]
