@@ -6,6 +6,16 @@
    on disk, so that the same command goes on where it stood.
 3. Pairs are taken away together (do they back each other up?), and more and more, in a given or a greedy order.
 4. Each effect is a mean over rows, with its bootstrap interval over them, and a sign-flip test.
+
+What stands in decides what is found: zero is no usual value for most parts, a mean keeps what does not depend on the
+token (Chan et al. 2022, https://www.alignmentforum.org/posts/JvZhhzycHu2Yd57RN; Zhang and Nanda 2024,
+https://arxiv.org/abs/2309.16042).
+
+Found of stdlib-4l, mean ablation: on code the heads of layer 0 cost most, L0H4 0.41 nats a token, L0H1, its
+previous-token head, 0.38, L0H7 0.37, and no MLP more than 0.04. Where random tokens repeat (`--data repeats`), L0H1
+alone costs 5.9, the next, L0H4, 2.0; of layer 1 the best induction head, L1H4, costs most, and only 0.23: there are
+five of them. Of a planted induction model (`--models planted/induction`) the two planted heads cost 0.5 each, all
+others below 0.01.
 """
 
 import json

@@ -13,6 +13,7 @@ import torch
 from interp import GPTConfig, HookedGPT
 from interp.corpus import standard_library
 from interp.passages import Passage, passages, rows_like
+from interp.passages import rows_of as whole_rows
 from interp.tokenization import Tokenizer
 
 BYTES = Tokenizer.bytes()
@@ -165,3 +166,27 @@ def test_rows_like_a_prompt_are_as_long_each_from_a_file_of_its_own_and_drawn_fr
     assert len(bare.unique()) > 10
     with pytest.raises(ValueError, match=r"only \d+ files have 30 tokens of this tokenizer, not 100000"):
         rows_like(byte, torch.zeros(1, 30, dtype=torch.long), 100_000)
+
+
+def test_rows_are_whole_and_drawn_by_the_seed() -> None:
+    texts = [f"number {i} of many rows" for i in range(30)] + ["short"]
+    every = {tuple(row) for _, _, row in rows_of(passages(model(), texts, 6)) if len(row) == 6}
+    found = whole_rows(model(), texts, 9, 6)
+    assert found.shape == (9, 6)
+    assert {tuple(row) for row in found.tolist()} <= every
+    assert torch.equal(found, whole_rows(model(), texts, 9, 6))
+    assert not torch.equal(found, whole_rows(model(), texts, 9, 6, seed=1))
+    with pytest.raises(ValueError, match="there are 0 rows of 8 tokens here, not 2"):
+        whole_rows(model(), ["abc"], 2, 8)
+
+
+def test_no_more_of_a_corpus_is_read_than_rows_are_drawn_from() -> None:
+    read = []
+
+    def endless() -> Iterator[str]:
+        while True:
+            read.append(1)
+            yield "abcdefgh"
+
+    assert len(whole_rows(model(), endless(), 2, 4)) == 2
+    assert len(read) < 200

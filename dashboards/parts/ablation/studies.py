@@ -111,7 +111,8 @@ def cases(result: Dataset) -> list[tuple[str, str]]:
 
 def draw_studies(now: Chosen) -> None:
     """The field for a study, and what it found."""
-    with st.expander("A study", expanded=bool(st.session_state.get("study") or "_study_file" in st.session_state)):
+    asked = st.session_state.get("study") or st.query_params.get("study") or "_study_file" in st.session_state
+    with st.expander("A study", expanded=bool(asked)):
         names = folders()
         if st.session_state.get("study") not in (None, *names):
             st.warning(f"There is no study {plain(str(st.session_state['study']), 60)} here.", icon=":material/info:")
