@@ -6,14 +6,20 @@ DOCS := docs
 MODULES := $(patsubst interp/%.py,interp.%,$(filter-out %__init__.py,$(wildcard interp/*.py))) \
   $(patsubst interp/%/__init__.py,interp.%,$(wildcard interp/*/__init__.py))
 
-.PHONY: test quick lint heads docs pictures bench clean
+.PHONY: test quick long lint heads docs pictures bench clean
 
-# A process for each core, with one thread each: small tensors gain nothing from more.
+# A process for each core, and one for those that wait for a browser; with one thread each, small tensors gain nothing
+# from more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(shell expr $$(nproc) + 1)
+
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	$(PYTEST) -m "not long"
 
 quick: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow" -x -q
+	$(PYTEST) -m "not slow and not long" -x -q
+
+long: $(INSTALLED)
+	$(PYTEST) -m long
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

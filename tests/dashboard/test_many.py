@@ -9,11 +9,14 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import pytest
 
 from interp import HookedGPT
 from interp.interventions import Ablate, Site
 from tests.dashboard.browser import resident, served
 from tests.dashboard.visitor import Visitor, visitor
+
+pytestmark = pytest.mark.long
 
 SESSIONS = 20
 SECONDS = float(os.environ.get("INTERP_MANY_SECONDS", "25"))  # `make bench` takes 120

@@ -14,7 +14,7 @@ import pytest
 from interp.corpus import standard_library
 from tests.dashboard.browser import ROOT, Watched, chromium, resident, served
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 ACTIONS = int(os.environ.get("INTERP_SOAK_ACTIONS", "100"))  # `make bench` has 200
 EVERY = 5  # memory is read after each fifth action, on the same page with the same prompt

@@ -124,7 +124,7 @@ def false_names(model: HookedGPT, seed: int, **given: Any) -> tuple[int, int]:
     return int(found.named.sum()), int(known.sum())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_a_hundred_shuffled_twins_one_triple_in_a_hundred_is_named_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nulls, "_HEADS", 100)  # a fifth of the usual null, whose greatest score is easier to exceed
     n_named, n_all, n_twins = 0, 0, 0

@@ -166,7 +166,7 @@ def test_a_fixed_period_grows_a_positional_shortcut_and_is_reported_as_that(tmp_
     assert found["induction"] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_modulus_groks(tmp_path) -> None:
     job = sums_modulo(Given(tmp_path), p=37, share=0.55)
     losses: dict[int, tuple[float, float]] = {}
@@ -186,7 +186,7 @@ def test_a_small_modulus_groks(tmp_path) -> None:
     assert fourier_power(job.model, 37).sort(descending=True).values[:6].sum() > 0.8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_four_fifths_of_all_pairs_are_enough_to_grok_soon(tmp_path) -> None:
     job = sums_modulo(Given(tmp_path), share=0.8)
 
