@@ -114,7 +114,7 @@ def test_the_readmes_paths_exist() -> None:
         assert f"\n{target}:" in (ROOT / "Makefile").read_text(), target
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_reference_is_built_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(["make", "docs", f"DOCS={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

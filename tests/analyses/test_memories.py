@@ -53,7 +53,7 @@ def test_a_trend_holds_where_the_numbers_bear_it_out_and_nowhere_else() -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memories_to_read_are_the_best_by_the_rule_that_is_stated() -> None:
     found = studied().found
     rows, around = found.at.tolist(), found.window[:, 23:26].tolist()
@@ -101,7 +101,7 @@ def test_a_report_has_the_numbers_of_the_study() -> None:
     assert "None: the keys have too few triggers." in report(replace(of, found=few), "stdlib-4l")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_its_default_leaves_the_report_and_the_numbers_and_goes_on_in_its_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

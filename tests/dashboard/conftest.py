@@ -10,10 +10,12 @@ QUICK = ("test_pages.py", "test_grid.py")  # each page is opened; all else about
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of the dashboard are slow but those that `QUICK` names."""
+    """All tests of the dashboard are slow but those that `QUICK` names; those that take a page drive a browser."""
     for item in items:
         if item.path.parent == Path(__file__).parent and item.path.name not in QUICK and "long" not in item.keywords:
             item.add_marker(pytest.mark.slow)
+        if "new_page" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
 
 
 @pytest.fixture(autouse=True)

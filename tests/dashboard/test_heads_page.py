@@ -222,7 +222,7 @@ def test_what_takes_long_is_offered_first_with_its_time(monkeypatch: pytest.Monk
     assert "32 heads × 8 passes" in texts(opened(show="Effect", effect="as in another text"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_roles_are_measured_when_asked_for_and_say_their_null(model: HookedGPT) -> None:
     below = "Score against effect"
     at = opened(show="Score", score="induction", layer="1", head="2", below=below)

@@ -275,16 +275,14 @@ def test_in_the_browser_nothing_runs_and_nobody_else_is_asked(
         model = HookedGPT.from_pretrained("stdlib-4l")
         for i in range(page.get_by_test_id("stSidebarNavLink").count()):
             page.get_by_test_id("stSidebarNavLink").nth(i).click()
-            for name in ("markup", "plotly's markup", "right to left", "long"):
-                page.get_by_label("Prompt", exact=True).fill(PROMPTS[name])
-                page.keyboard.press("Control+Enter")
-                last = model.to_tokens(PROMPTS[name])[:, -model.cfg.n_ctx :].shape[1] - 1
-                page.wait_for_selector(f'.st-key-prompt_strip button[data-place="{last}"][aria-pressed="true"]')
-                watched.idle()
-                assert page.evaluate("window.run") is None
-                assert (
-                    page.locator("[data-testid=stMain] img[src=x], [data-testid=stMain] a[href*=example]").count() == 0
-                )
+            prompt = f"{i} " + " ".join(PROMPTS[name] for name in ("markup", "plotly's markup", "right to left"))
+            page.get_by_label("Prompt", exact=True).fill(prompt)
+            page.keyboard.press("Control+Enter")
+            last = model.to_tokens(prompt)[:, -model.cfg.n_ctx :].shape[1] - 1
+            page.wait_for_selector(f'.st-key-prompt_strip button[data-place="{last}"][aria-pressed="true"]')
+            watched.idle()
+            assert page.evaluate("window.run") is None
+            assert page.locator("[data-testid=stMain] img[src=x], [data-testid=stMain] a[href*=example]").count() == 0
         page.get_by_test_id("stSidebarNavLink").filter(has_text="Model").click()
         page.get_by_role("tab", name="Upload").click()
         for name in ("pickle as pt", "pickle as bin", "cut off", "10**12 weights"):

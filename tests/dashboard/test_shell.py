@@ -274,7 +274,7 @@ def test_every_page_opens_without_errors_or_foreign_requests(
     watched = new_page(scheme, width)
     page = watched.open(dashboard)
     names = [link.splitlines()[-1] for link in page.locator('[data-testid="stSidebarNavLink"]').all_inner_texts()]
-    listed = "Heads Lens Attribution Patching Ablation Compare Memories Generate Walkthrough Model"
+    listed = "Heads Lens Attribution Patching Ablation Compare Memories Generate Walkthrough Training Model"
     assert names == listed.split()
     for name in [*names[1:], names[0]]:
         watched.turn_to(name)

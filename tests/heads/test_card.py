@@ -27,7 +27,7 @@ def card(layer: int = 1, head: int = 4) -> HeadCard:
     return heads.head_card(model(), layer, head, TEXTS * 3, found=found, k=5, progress=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_card_says_what_is_known_of_a_head() -> None:
     found = card()
     assert found.name == "L1H4"

@@ -146,6 +146,7 @@ def test_a_known_head_is_seen() -> None:
 @pytest.mark.parametrize(
     ("name", "n_tokens"), [("gpt2", 400), pytest.param("stdlib-4l", 12_000, marks=pytest.mark.slow)]
 )
+@pytest.mark.long
 def test_the_memory_does_not_grow_with_the_corpus(name: str, n_tokens: int) -> None:
     model = variant(name) if name in VARIANTS else HookedGPT.from_pretrained(name)
     corpus = texts(5 * n_tokens) if name in VARIANTS else zoo.standard_library(tokens=5 * n_tokens)

@@ -9,6 +9,7 @@ from tests.heads.fixed_period import PERIOD, fixed_period, repeats, rows
 pytestmark = pytest.mark.slow  # trains for some ten seconds
 
 
+@pytest.mark.long
 def test_a_fixed_period_is_solved_by_a_head_that_would_pass_for_induction() -> None:
     model, tokens = fixed_period(), rows()
     with torch.no_grad():

@@ -162,7 +162,7 @@ def test_choices_that_make_no_sense_are_refused() -> None:
         tuned_lens(model, data, batch_size=6, progress=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_bundled_models_lens_is_nearer_than_the_logit_lens_on_text_held_out() -> None:
     model = HookedGPT.from_pretrained("stdlib-4l")
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_models_hold() -> None:
     command = [sys.executable, "-m", "tests.model.compile_script"]
     run = subprocess.run(command, capture_output=True, text=True)

@@ -124,10 +124,8 @@ def test_what_is_measured_is_what_the_allocator_says() -> None:
     assert peak.bytes == pytest.approx(peak_bytes(packed), rel=0.1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("n_pos", "names"), [(16, ("resid_pre",)), (16, ("z", "pattern")), (128, ("mlp_out", "pattern")), (1024, ("z",))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("n_pos", "names"), [(16, ("resid_pre",)), (128, ("mlp_out", "pattern")), (1024, ("z",))])
 def test_a_sweep_keeps_within_its_budget_whatever_its_rows_lengths(n_pos: int, names: tuple[str, ...]) -> None:
     model, tokens = long_model(n_pos), some_tokens(2, n_pos, 50)
     rows = long_rows(model, tokens, names)

@@ -30,7 +30,7 @@ def run_cli(*arguments: object, n_processes: int = 1) -> subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_line_trains_resumes_and_says_what_it_did(tmp_path) -> None:
     (tmp_path / "play.txt").write_text(TEXT)
     out = tmp_path / "run"
@@ -137,7 +137,7 @@ def trained(job: Job, name: str, steps: int, **choices: object) -> HookedGPT:
     return job.model
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_random_periods_grow_an_induction_head_in_the_second_layer(tmp_path) -> None:
     job = PRESETS["induction-toy"].job(Given(tmp_path))
     model = trained(job, "induction-toy", 700, measure_every=0)
@@ -152,7 +152,7 @@ def test_random_periods_grow_an_induction_head_in_the_second_layer(tmp_path) -> 
     assert all(head.startswith("L1") for head in found["induction"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fixed_period_grows_a_positional_shortcut_and_is_reported_as_that(tmp_path) -> None:
     job = PRESETS["induction-toy-fixed"].job(Given(tmp_path))
     model = trained(job, "induction-toy-fixed", 500, measure_every=0)
@@ -184,20 +184,3 @@ def test_a_small_modulus_groks(tmp_path) -> None:
     by_heart = next(unseen for seen, unseen in losses.values() if seen == 1.0)
     assert by_heart < 0.3  # it knew every pair that it was trained on long before
     assert fourier_power(job.model, 37).sort(descending=True).values[:6].sum() > 0.8
-
-
-@pytest.mark.long
-def test_four_fifths_of_all_pairs_are_enough_to_grok_soon(tmp_path) -> None:
-    job = sums_modulo(Given(tmp_path), share=0.8)
-
-    def look(model: HookedGPT) -> float:
-        loss = evaluate(model, job.held_out, n_rows=4096)["loss"]  # type: ignore[arg-type]
-        if loss < 1e-3:
-            raise Reached
-        return loss
-
-    n_rows = len(job.data.batch(0, int(0.8 * 113**2)))
-    cfg = replace(PRESETS["modular-addition"].training, steps=1500, batch_size=n_rows, compile=False, measures=0)
-    with pytest.raises(Reached):
-        train(job.model, job.data, replace(cfg, measure_every=50), measures={"look": look}, progress=False)
-    assert torch.isfinite(job.model.W_E).all()

@@ -46,6 +46,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.long
 def test_a_run_killed_ten_times_has_the_curve_of_one_left_alone(tmp_path) -> None:
     choices = {"dropout": 0.1, "steps": 60, "checkpoint_every": 2, "eval_every": 7}
     run(tmp_path / "whole", **choices)
@@ -114,6 +115,7 @@ def test_an_interrupted_process_saves_and_goes_on(signal_sent: signal.Signals, s
     assert losses(tmp_path / "run") == losses(single)
 
 
+@pytest.mark.long
 def test_a_compiled_run_has_the_losses_of_a_plain_one(single: Path, tmp_path) -> None:
     run(tmp_path / "compiled", compile=True)
     assert losses(tmp_path / "compiled") == pytest.approx(losses(single), rel=1e-5)
