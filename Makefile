@@ -48,7 +48,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.bench.scan_memory
 	$(BIN)/python -m tests.bench.weights
 	$(BIN)/python -m tests.bench.dashboard
-	INTERP_MANY_SECONDS=120 INTERP_SOAK_ACTIONS=200 $(BIN)/pytest -q tests/dashboard/test_many.py tests/dashboard/test_soak.py
+	INTERP_MANY_SECONDS=120 INTERP_SOAK_ACTIONS=200 $(BIN)/pytest -q -s tests/dashboard/test_many.py tests/dashboard/test_soak.py
 
 # torch first and pinned: asked for by range, it could arrive as another build, gigabytes larger.
 $(INSTALLED): pyproject.toml constraints.txt

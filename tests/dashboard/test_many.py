@@ -102,4 +102,5 @@ def test_twenty_sessions_at_once_see_only_their_own(tmp_path: Path) -> None:
         assert min(guest.n_ablations for guest in guests) >= 1
         half = len(sizes) // 2
         middle, end = median(sizes[half : half + half // 2]), median(sizes[half + half // 2 :])
+        print(f"{sum(guest.n_runs for guest in guests)} pages; server {middle / 1e6:.0f} MB, then {end / 1e6:.0f} MB")
         assert end < 1.1 * middle + 30e6, sizes

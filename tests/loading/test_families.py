@@ -137,5 +137,7 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch
 
 
 def test_the_readmes_table_lists_the_families_that_are_tested() -> None:
-    rows = re.findall(r"^\| ([^|]+?) \| `(\w+)` \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert rows[1:] == [(name, kind) for name, (kind, _) in FAMILIES.items() if "," not in name.replace("(1.5, 2)", "")]
+    cells = re.findall(r"\| ([^|`]+?) \| `(\w+)`", (ROOT / "README.md").read_text())
+    listed = [cell for cell in cells if cell != ("family", "model_type")]
+    known = [(name, kind) for name, (kind, _) in FAMILIES.items() if "," not in name.replace("(1.5, 2)", "")]
+    assert sorted(listed) == sorted(known)
