@@ -9,16 +9,17 @@ MODULES := $(patsubst interp/%.py,interp.%,$(filter-out %__init__.py,$(wildcard 
 .PHONY: test quick long lint heads docs pictures bench clean
 
 # A process for each core, and one for when another waits; with one thread each, small tensors gain nothing from more.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(shell expr $$(nproc) + 1)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n
+WORKERS := $(shell expr $$(nproc) + 1)
 
 test: lint
-	$(PYTEST) -m "not long and not browser"
+	$(PYTEST) $(WORKERS) -m "not long and not browser"
 
 quick: lint
-	$(PYTEST) -m "not slow and not long" -x -q
+	$(PYTEST) $(WORKERS) -m "not slow and not long" -x -q
 
 long: $(INSTALLED)
-	$(PYTEST) -m "long or browser"
+	$(PYTEST) auto -m "long or browser"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

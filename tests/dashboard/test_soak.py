@@ -14,9 +14,12 @@ import pytest
 from interp.corpus import standard_library
 from tests.dashboard.browser import ROOT, Watched, chromium, resident, served
 
-pytestmark = [pytest.mark.browser, pytest.mark.long]
-
-ACTIONS = int(os.environ.get("INTERP_SOAK_ACTIONS", "60"))  # `make bench` has 200
+ACTIONS = int(os.environ.get("INTERP_SOAK_ACTIONS", "0"))
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.long,
+    pytest.mark.skipif(not ACTIONS, reason="INTERP_SOAK_ACTIONS says how many; `make bench` has 200"),
+]
 EVERY = 5  # memory is read after each fifth action, on the same page with the same prompt
 MODELS = ("stdlib-4l", "planted/induction")
 WORDS = ("", " height", " None", "3", "x y", "<b>")
