@@ -18,8 +18,10 @@ test: lint
 quick: lint
 	$(PYTEST) $(WORKERS) -m "not slow and not long" -x -q
 
+# What fails while two browsers share a machine is tried once more, alone.
 long: $(INSTALLED)
-	$(PYTEST) auto -m "long or browser"
+	$(PYTEST) auto -m "long or browser" || \
+	  $(PYTEST) 0 -m "long or browser" --last-failed --last-failed-no-failures none
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

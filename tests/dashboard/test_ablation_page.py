@@ -368,7 +368,8 @@ def test_in_a_browser_a_click_takes_a_head_away_and_the_link_brings_it_back(
     other = new_page("dark", 800)
     second = other.open(link)
     second.wait_for_selector("text=Part by part")
-    assert second.get_by_label("Parts to take away", exact=True).input_value() == "L0H1, L1H2"
+    value = "document.querySelector('input[aria-label=\"Parts to take away\"]').value"
+    second.wait_for_function(f"{value} === 'L0H1, L1H2'")
     other.turn_to("Generate")
     second.get_by_text("With the edits of the page Ablation").click()
     second.wait_for_selector("text=L0H1, L1H2 → zero")
@@ -379,6 +380,8 @@ def test_in_a_browser_a_click_takes_a_head_away_and_the_link_brings_it_back(
 def test_in_a_browser_files_go_in_and_out(dashboard: str, new_page: Callable[..., Watched], tmp_path: Path) -> None:
     watched = new_page()
     page = watched.open(f"{dashboard}/ablation?abl=L0H1&abl_how=mean")
+    page.wait_for_selector("text=Self-repair")
+    watched.idle()
     page.get_by_text("Edits from a file, or to one").click()
     files = []
     for kind in ("json", "safetensors"):
