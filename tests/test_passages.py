@@ -148,6 +148,7 @@ def test_texts_need_a_tokenizer() -> None:
         list(passages(model(tokenizer=None), TEXTS))
 
 
+@pytest.mark.slow
 def test_rows_like_a_prompt_are_as_long_each_from_a_file_of_its_own_and_drawn_from_the_seed() -> None:
     byte = model(n_ctx=16)
     for prompt in (torch.arange(65, 80)[None], torch.tensor([[END, *b"def area(w):"]])):

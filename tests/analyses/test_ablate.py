@@ -204,6 +204,7 @@ def test_rows_are_read_from_texts_and_token_files(tmp_path: Path) -> None:
         blind.prompts(Study())
 
 
+@pytest.mark.slow
 def test_a_reference_stands_in_for_the_prompts_own() -> None:
     study = Study(text=("x = 1",), sites=("L0H1",), kinds=("mean",), reference="sample")
     found = run(study, {"it": Opened(stdlib())}, progress=False).single
@@ -305,6 +306,7 @@ def small(folder: Path, **choices: Any) -> Path:
     return folder / "study.json"
 
 
+@pytest.mark.slow
 def test_a_folder_has_numbers_figures_and_what_was_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(study=small(tmp_path), out=tmp_path / "out")
     result, summary = opened(tmp_path / "out")

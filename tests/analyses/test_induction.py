@@ -57,6 +57,7 @@ def test_among_distractors_exactly_the_planted_heads_are_found_and_matter(seed: 
     assert found["half_way"] == {}
 
 
+@pytest.mark.slow
 def test_what_a_stopped_study_had_swept_is_taken_up(tmp_path: Path) -> None:
     of = planted.induction(distractor_heads=3)
     first = study(of.model, rows=4, folder=tmp_path, progress=False)

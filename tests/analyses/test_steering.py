@@ -38,6 +38,7 @@ def test_a_direction_toward_methods_makes_self_likelier_and_random_ones_do_not(
     assert f"{best['log_odds']:+.2f}" in said
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_numbers_are_those_of_plain_runs_with_the_direction_added(tmp_path: Path) -> None:
     model = HookedGPT.from_pretrained("stdlib-attn-2l")

@@ -114,6 +114,7 @@ def test_a_card_is_saved_and_loaded_whole(tmp_path: Path) -> None:
         HeadCard.load(tmp_path / "scores.nc")
 
 
+@pytest.mark.slow
 def test_models_without_a_tokenizer_have_cards_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nulls, "_HEADS", 100)
     circuit = planted.induction(d_vocab=30, n_ctx=40)

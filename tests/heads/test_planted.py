@@ -93,6 +93,7 @@ def test_a_head_that_has_nothing_to_do_rests_and_has_no_role(monkeypatch: pytest
     assert found.rests.to_numpy().sum() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", quick_of(["uniform_head", "fixed_offset_head"], "fixed_offset_head"))
 def test_decoys_are_nothing_but_positional(make: str) -> None:
     choices: dict[str, Any] = {"offset": 5} if make == "fixed_offset_head" else {}

@@ -54,6 +54,7 @@ def close(found: Any, expected: Tensor, tolerance: float = 1e-10) -> None:
     np.testing.assert_allclose(np.asarray(found), expected.detach().numpy(), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_the_memories_of_a_layer_sum_to_what_all_of_them_do_for_the_probability() -> None:
     model = variant("llama", torch.float64)
     errors = {}

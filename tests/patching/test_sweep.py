@@ -148,6 +148,7 @@ def test_a_sweep_keeps_within_its_budget_whatever_its_rows_lengths(n_pos: int, n
     assert n_chunks[0] > n_chunks[1] > n_chunks[2], "more memory, larger chunks"
 
 
+@pytest.mark.slow
 def test_a_budget_too_small_for_one_row_is_refused_with_both_numbers() -> None:
     model, tokens = long_model(64), some_tokens(2, 64, 50)
     base, rows = Base(model, tokens), long_rows(model, tokens, ("pattern",))
@@ -263,6 +264,7 @@ def test_a_sweep_killed_in_the_middle_goes_on_as_it_was_planned(tmp_path: Path, 
     assert path.read_bytes() == (tmp_path / "unbroken").read_bytes(), "the same chunks, each once"
 
 
+@pytest.mark.slow
 def test_wherever_a_sweep_is_cut_off_its_chunks_stay_as_they_were_planned(tmp_path: Path) -> None:
     path, choices = tmp_path / "sweep", {"dtype": torch.bfloat16, "memory": MEMORY}
     first = small_sweep(**choices, file=path)
