@@ -216,7 +216,7 @@ def _figures(result: Dataset) -> dict[str, Any]:
     """Gradients by depth and by layer, and losses over training at each learning rate."""
     titles = {
         "gradient": "Gradient of the last W_out, by depth",
-        "gradient_by_layer": f"Gradient of each W_out, of {result.sizes['layer']} layers",
+        "gradient_by_layer": f"Gradient of W_out, {result.sizes['layer']} layers",
     }
     figures = dict[str, Any]()
     for name, title in titles.items():
@@ -233,7 +233,7 @@ def _figures(result: Dataset) -> dict[str, Any]:
             for place in result.placement.values.tolist()
             for warmup in result.warmup.values.tolist()
         }
-        figures[f"loss_lr{lr:g}"] = plots.training_curves(logs, title=f"Loss by place and warm-up, rate {lr:g}")
+        figures[f"loss_lr{lr:g}"] = plots.training_curves(logs, title=f"Loss, learning rate {lr:g}")
     return figures
 
 

@@ -127,7 +127,8 @@ def initial(setting: Setting, d_head: int, scale: str, seed: int) -> dict[str, f
     names = [f"blocks.0.attn.hook_{name}" for name in ("q", "attn_scores", "pattern")]
     _, cache = model.run_with_cache(tokens, names_filter=names, incl_bwd=True, return_type="loss")
     found = {name: each.mean() for name, each in of_softmax(cache["pattern", 0].detach()).items()}
-    gradient = cache["blocks.0.attn.hook_q_grad"][:, :-1].norm(dim=-1)  # the last is asked for nothing
+    asked = cache["blocks.0.attn.hook_q_grad"][:, :-1].norm(dim=-1)  # the last is asked for nothing
+    gradient = asked * asked[..., 0].numel()  # of the query's own prediction, in place of the mean's
     found |= {"variance": cache["attn_scores", 0].detach().var(), "q_gradient": gradient.mean()}
     return {name: float(each) for name, each in (found | {"typical_q_gradient": gradient.median()}).items()}
 
@@ -194,7 +195,7 @@ def _findings(result: Dataset) -> dict[str, Any]:
 def _table(result: Dataset, findings: dict[str, Any]) -> str:
     """What is printed."""
     at_first = [
-        [d_head, scale, *(f"{of[name][0]:.{4 if 'gradient' in name else 2}f}" for name in _AT_FIRST)]
+        [d_head, scale, *(f"{of[name][0]:.2f}" for name in _AT_FIRST)]
         for d_head in result.d_head.values.tolist()
         for scale, by_d_head in findings["at_first"].items()
         for of in [by_d_head[d_head]]
