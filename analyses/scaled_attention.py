@@ -9,7 +9,20 @@
 
 Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1.
 
-Finding: to be written.
+Finding, of Shakespeare's plays (1.1 million characters, 4 layers, d_model 64, 500 steps, three seeds; 26 November 2026,
+a thread of an x86-64 CPU):
+
+    d_head  divided by  variance  entropy  largest weight  response  loss           entropy in training
+        16  √d_head         0.99     3.70            0.10      0.96  2.139 ± 0.018  3.59 → 2.18
+        16  1              15.86     1.44            0.57      0.57  2.377 ± 0.005  1.58 → 0.67
+        64  √d_head         0.99     3.70            0.10      0.96  2.126 ± 0.022  3.60 → 1.39
+        64  1              63.07     0.60            0.79      0.30  2.500 ± 0.020  0.69 → 0.22
+
+Divided, the softmax is the same at every d_head, and its entropy that of the theory, 3.66. Undivided it saturates, the
+more the larger d_head, and training does not undo that: it goes on from there. One thing is not as one reads it: the
+mean gradient that reaches q does not shrink (0.4 divided; undivided 0.7 at d_head 16, 0.9 at 1024), since what is
+not divided is not divided on the way back either. It is the typical gradient, the median, that vanishes: 0.57, 0.43,
+0.12, 0.00 at d_head 16, 64, 256, 1024. A few undecided queries get all of it.
 """
 
 from dataclasses import dataclass
