@@ -77,6 +77,8 @@ class Setting:
             raise ValueError(f"depths={self.depths}; a slope is of two depths at least, the deepest last")
         if not 0 < self.warmup < self.steps:
             raise ValueError(f"warmup={self.warmup}, steps={self.steps}; a warm-up ends before the training")
+        if min(self.seeds, self.predictions) < 1:
+            raise ValueError(f"seeds={self.seeds}, predictions={self.predictions}; one at least of each")
 
     def model(self, place: NormPosition, n_layers: int, n_ctx: int, d_vocab: int, seed: int) -> HookedGPT:
         """One of them, as it is at first."""
@@ -165,18 +167,12 @@ def _trainings(setting: Setting, folder: Path | None, progress: bool) -> tuple[n
     text, warmups, runs = characters(setting.text, setting.most), (0, setting.warmup), list[str]()
     shape = (len(setting.placements), len(setting.lrs), len(warmups), setting.seeds)
     losses, held_out = np.zeros((*shape, setting.steps)), np.zeros(shape)
+    options: dict[str, Any] = {"steps": setting.steps, "batch_size": setting.batch_size, "schedule": "constant"}
+    options |= {"weight_decay": 0.0, "clip": None}
     for at in tqdm(list(np.ndindex(shape)), desc="trainings", delay=1.0, disable=not progress):
         place, lr, warmup, seed = setting.placements[at[0]], setting.lrs[at[1]], warmups[at[2]], setting.seed + at[3]
         model = setting.model(place, setting.n_layers, setting.n_ctx, text.tokenizer.d_vocab, seed)
-        cfg = TrainingConfig(
-            steps=setting.steps,
-            batch_size=setting.batch_size,
-            lr=lr,
-            warmup=warmup,
-            schedule="constant",
-            weight_decay=0.0,
-            clip=None,
-        )
+        cfg = TrainingConfig(lr=lr, warmup=warmup, **options)
         runs.append(f"{place}-lr{lr:g}-warmup{warmup}-seed{seed}")
         asked = text.asked(setting.n_ctx, 8_000)
         log = trained(model, text.read(setting.n_ctx, seed), cfg, folder and folder / runs[-1], held_out=asked)
@@ -207,14 +203,14 @@ def _findings(result: Dataset) -> dict[str, Any]:
 
 def _table(result: Dataset, findings: dict[str, Any]) -> str:
     """What is printed."""
-    told = lambda pair: f"{pair[0]:.2f} ± {pair[1]:.2f}"
+    number, told = "{:.2f}".format, lambda pair: "{:.2f} ± {:.2f}".format(*pair)
     gradient, by_place = result.gradient.mean("seed"), [(name, findings[name]) for name in result.placement.values]
     sizes = [
         [
             name,
-            *(f"{x:.2f}" for x in gradient.sel(placement=name).values),
+            *map(number, gradient.sel(placement=name).values),
             told(of["slope"]),
-            f"{of['last_over_first_layer']:.2f}",
+            number(of["last_over_first_layer"]),
         ]
         for name, of in by_place
     ]
@@ -233,7 +229,7 @@ def _table(result: Dataset, findings: dict[str, Any]) -> str:
 def _figures(result: Dataset) -> dict[str, Any]:
     """Gradients by depth and by layer, and losses over training at each learning rate."""
     titles = {
-        "gradient": "Gradient of the last W_out, by depth",
+        "gradient": "Gradient of the last W_out by depth",
         "gradient_by_layer": f"Gradient of W_out, {result.sizes['layer']} layers",
     }
     figures = dict[str, Any]()

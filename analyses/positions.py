@@ -63,6 +63,8 @@ class Setting:
     def __post_init__(self) -> None:
         if self.n_ctx < 8 or self.n_ctx % 4:
             raise ValueError(f"n_ctx={self.n_ctx}; a multiple of 4, and 8 at least: halves of it are compared")
+        if self.seeds < 1 or self.rows < 4:
+            raise ValueError(f"seeds={self.seeds}, rows={self.rows}; one seed at least, and four rows")
 
 
 def main(

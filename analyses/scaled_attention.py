@@ -75,6 +75,8 @@ class Setting:
         if self.measures < 2 or min(self.n_keys, self.n_ctx) < 4:
             said = f"measures={self.measures}, n_keys={self.n_keys}, n_ctx={self.n_ctx}"
             raise ValueError(f"{said}; two measures at least, of the beginning and the end, and four keys")
+        if min(self.seeds, self.rows) < 1:
+            raise ValueError(f"seeds={self.seeds}, rows={self.rows}; one at least of each")
 
     def model(self, d_head: int, scale: str, seed: int, **choices: Any) -> HookedGPT:
         """One of them, as it is at first."""

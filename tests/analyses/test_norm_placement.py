@@ -73,3 +73,5 @@ def test_wrong_settings_are_refused() -> None:
             Setting(depths=depths)
     with pytest.raises(ValueError, match="warmup=160, steps=160; a warm-up ends before the training"):
         Setting(warmup=160)
+    with pytest.raises(ValueError, match="seeds=0, predictions=8; one at least"):
+        Setting(seeds=0)

@@ -97,3 +97,5 @@ def test_wrong_settings_are_refused() -> None:
     for n_ctx in (4, 18):
         with pytest.raises(ValueError, match="a multiple of 4, and 8 at least"):
             Setting(n_ctx=n_ctx)
+    with pytest.raises(ValueError, match="seeds=2, rows=3; one seed at least"):
+        Setting(rows=3)

@@ -91,3 +91,5 @@ def test_a_new_layer_reads_distinct_tokens_through_a_norm() -> None:
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="measures=1, n_keys=64, n_ctx=32; two measures at least"):
         Setting(measures=1)
+    with pytest.raises(ValueError, match="seeds=0, rows=4; one at least"):
+        Setting(seeds=0)
