@@ -11,12 +11,12 @@
 Nanda et al. 2023, https://arxiv.org/abs/2301.05217.
 
 Finding, of the bundled model (p = 113): the embedding has nine tenths of its power at 8 of 56 frequencies, but what the
-logits use are three, 1, 7 and 19. The 8 have the doubles of these three among them, which the logits do not need. 90 %
-of the logits are the three's cosines (the paper: five, 95 %), and 40 % of the neurons waves of one frequency by more
-than 85 % (the paper: 84 %); its run ends sooner after the loss on others has fallen. Without the three its answers are
-far worse than chance, with them alone the loss is 80 times smaller than with all. A run with p = 29 learns its pairs by
-heart within 120 steps; the excluded loss has begun to rise by then and the restricted one to fall, which is where the
-loss on others arrives 180 steps later.
+logits use is 1, 7, 19, and a little of 47. The 8 have the doubles of 1, 7 and 19 among them, which the logits do not
+need. 90 % of the logits are the key cosines (the paper: 95 %), and 40 % of the neurons waves of one frequency by more
+than 85 % (the paper: 84 %); its run ends sooner after the loss on others has fallen. Without the key frequencies its
+answers are far worse than chance, with them alone the loss is two thousand times smaller than with all. A run with
+p = 29 has learned its pairs by heart at step 120, where the excluded loss is above chance's already; the restricted one
+is low at 200, the loss on others at 380. So it is with two other seeds: 120, 120 to 240, and 420 to 480.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -116,7 +116,7 @@ def picture(model: HookedGPT, seed: int = 0) -> tuple[Dataset, dict[str, Any]]:
     logits, neurons = _over_all_pairs(model)
     embedding = fourier_power(model, p)
     of_neurons, of_logits = neuron_shares(neurons, p), logit_shares(logits, p)
-    key, largest = fewest(of_logits, 0.99), of_neurons.max(0).values
+    key, largest = fewest(of_logits, 0.999), of_neurons.max(0).values
     axes = {"frequency": range(1, p // 2 + 1)}
     whole = of_neurons.mean(1)
     shares = torch.stack((embedding.double(), whole.double(), of_logits.double()))

@@ -47,12 +47,12 @@ def test_of_the_bundled_model_few_frequencies_are_what_the_embedding_has_and_few
     (result, found), (_, untrained) = _bundled()
     np.testing.assert_allclose(result.share.sel(of="embedding").sum(), 1, atol=1e-5)
     assert found["embedding_frequencies"] == [1, 2, 7, 14, 19, 22, 38, 47]  # as its card says
-    assert found["key_frequencies"] == [1, 7, 19]
+    assert found["key_frequencies"] == [1, 7, 19, 47]
     assert len(untrained["embedding_frequencies"]) > 45
     assert found["embedding_gini"] > 0.8 > 0.2 > untrained["embedding_gini"]
     assert found["logits_explained"] > 0.88 > 0.01 > untrained["logits_explained"]
     assert found["neurons_explained"] > 0.35 > 0.01 > untrained["neurons_explained"]
-    assert found["neurons_at_key"] > 0.75
+    assert found["neurons_at_key"] > 0.8
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_of_the_bundled_model_the_key_frequencies_are_needed_and_suffice() -> No
     assert ablated["without key"]["loss"] > 2 * log(113)
     assert ablated["without key"]["accuracy"] < 0.1
     assert ablated["key only"]["accuracy"] == 1
-    assert ablated["key only"]["loss"] < 0.1 * ablated["whole"]["loss"]
+    assert ablated["key only"]["loss"] < 0.01 * ablated["whole"]["loss"]
     assert ablated["without others"]["accuracy"] > 0.99
     assert ablated["without others"]["loss"] < 0.01
 
@@ -85,7 +85,7 @@ def test_the_rule_comes_behind_what_was_learned_by_heart_and_before_it_shows(fol
     assert float(result.weights[-1]) < 0.75 * float(result.weights.max()), "what was learned by heart is cleaned up"
     assert run["ablated"]["key only"]["accuracy"] == 1
     assert run["ablated"]["without key"]["accuracy"] < 0.15
-    assert run["neurons_explained"] > 0.8
+    assert run["neurons_explained"] > 0.6
 
 
 @pytest.mark.slow
