@@ -29,5 +29,5 @@ def test_each_says_its_question_and_its_options() -> None:
     assert len(NAMES) >= 5
     for part in parts:
         assert "?" in part, "the question"
-        for option in ("--model", "--out", "--seed", "--png"):
+        for option in ("--out", "--seed", "--png"):
             assert option in part
