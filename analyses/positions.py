@@ -11,7 +11,22 @@
 Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; Su et al. 2021, https://arxiv.org/abs/2104.09864; Press et al.
 2021, https://arxiv.org/abs/2108.12409; Haviv et al. 2022, https://arxiv.org/abs/2203.16634.
 
-Finding: to be written.
+Finding, of Shakespeare's plays (1.1 million characters, 4 layers, d_model 64, trained on 64 characters, 600 steps,
+three seeds; 26 November 2026, a thread of an x86-64 CPU), with the losses at 32 to 63, 64 to 95 and 96 to 127, the
+attention of one head to the previous character, and what is known of the position before the first layer and behind the
+last:
+
+    positions   within       beyond       far beyond   looks back  beyond  known
+    learned     2.08 ± 0.01  2.98 ± 0.03  3.01 ± 0.02        0.36    0.01  0.97, 0.85
+    sinusoidal  2.12 ± 0.01  3.98 ± 0.48  4.30 ± 0.80        0.31    0.00  1.00, 0.95
+    rotary      1.89 ± 0.01  1.90 ± 0.01  2.12 ± 0.07        0.54    0.40  0.00, 0.07
+    none        2.27 ± 0.00  2.36 ± 0.00  2.39 ± 0.01        0.08    0.03  0.00, 0.69
+
+Rotary positions are the best within the trained length, and go on for four fifths as much again before they fail, too.
+Learned and sinusoidal ones fail at once: their heads lose the previous character. Without any, a causal model predicts
+not much worse, and comes to know its position within two layers, as Haviv et al. found; no head looks back by one, and
+beyond the trained length its loss rises by a tenth of a nat. In the small setting the order is the same, but rotary
+positions fail earlier, and a stream that is told nothing comes to know less, 0.16.
 """
 
 from dataclasses import dataclass
