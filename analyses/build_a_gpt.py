@@ -277,12 +277,20 @@ def _figures(result: Dataset) -> dict[str, Any]:
     """The ladder, the learning rates, and how far back heads of the first layer look."""
     loss = result.loss.transpose("seed", "network").rename("held-out loss")
     named = loss.assign_coords(seed=[f"seed {seed}" for seed in loss.seed.values])
-    looks = result.looks.sel(layer=0).rename(looking="network").rename("attention")
-    rates = result.tried.rename("held-out loss").rename(rate="learning rate")
+    first = (
+        result.looks.sel(layer=0)
+        .stack(place=("looking", "head"))
+        .transpose("place", "offset")
+        .dropna("place", how="all")
+    )
+    places = [f"{network} H{head}" for network, head in first["place"].values]
+    looks = DataArray(first.to_numpy(), {"head": places, "offset": first["offset"]}, name="attention")
+    learned = result.tried.where(result.tried < result.attrs["frequencies"])
+    rates = learned.rename("held-out loss").rename(rate="learning rate")
     return {
         "ladder": plots.lines(named, title="Held-out loss as parts are added"),
-        "rates": plots.lines(rates, title="Held-out loss by learning rate, with the norm and without"),
-        "heads": plots.heatmap(looks, x="offset", y="head", title="How far back heads of the first layer look"),
+        "rates": plots.lines(rates, title="Loss by learning rate, where training learns"),
+        "heads": plots.heatmap(looks, title="How far back heads of layer 0 look", max_labels=(24, 40)),
     }
 
 

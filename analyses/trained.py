@@ -17,6 +17,7 @@ from interp import HookedGPT
 from interp.corpus import standard_library, texts_of
 from interp.tokenization import Tokenizer
 from interp.training import Data, TokenFile, TrainingConfig, split, train
+from interp.training.data import Held
 
 Log = list[dict[str, Any]]
 
@@ -27,7 +28,7 @@ def trained(
     cfg: TrainingConfig,
     folder: Path | None,
     *,
-    held_out: TokenFile | None = None,
+    held_out: Held | None = None,
     measures: Mapping[str, Callable[[HookedGPT], Any]] | None = None,
 ) -> Log:
     """Train a model where it stands, and return its log; what the folder has of it is not trained again.

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,14 @@ from xarray import load_dataset
 
 from analyses import build_a_gpt
 from analyses.build_a_gpt import Sizes, main, networks, study
-from analyses.trained import characters
+from analyses.trained import Characters, characters
 
 TINY = Sizes(d_model=8, n_heads=2, n_ctx=5, batch_size=4, steps=8)
+
+
+@cache
+def small_text() -> Characters:
+    return characters(None, 3000)
 
 
 @pytest.mark.slow
@@ -53,7 +59,7 @@ def _counted() -> float:
 
 @torch.no_grad()
 def test_the_bigram_reads_one_token_and_without_a_stream_parts_read_the_part_before() -> None:
-    text = characters(None, 3000)
+    text = small_text()
     ladder = networks(TINY, replace(TINY, n_ctx=9))
     bigram = ladder["bigram"].model(text, 0, "cpu")
     tokens = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 4]])
@@ -77,7 +83,7 @@ def test_what_is_trained_is_not_trained_again_and_rates_double_until_it_fails(
 ) -> None:
     monkeypatch.setattr(build_a_gpt, "_WRITTEN", 4)
     monkeypatch.setattr(build_a_gpt, "_DOUBLINGS", 2)
-    text, options = characters(None, 3000), dict[str, Any](seeds=(4, 7), progress=False)
+    text, options = small_text(), dict[str, Any](seeds=(4, 7), progress=False)
     small = replace(TINY, lr=0.5)
     first = study(text, small, TINY.scaled(), **options, folder=tmp_path)
     bare, bound = first.result.tried.sel(norm="without").to_numpy(), first.result.attrs["frequencies"]
@@ -98,4 +104,4 @@ def test_what_is_trained_is_not_trained_again_and_rates_double_until_it_fails(
 @pytest.mark.parametrize("seeds", [(0,), (1, 1)])
 def test_one_seed_has_no_error(seeds: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="two at least, all different"):
-        study(characters(None, 3000), TINY, TINY, seeds=seeds)
+        study(small_text(), TINY, TINY, seeds=seeds)
