@@ -69,7 +69,7 @@ class FactoredMatrix:
 
     def to(self, *args: Any) -> "FactoredMatrix":
         """On another device, or of another dtype."""
-        return FactoredMatrix(self.A.to(*args), self.B.to(*args))
+        return type(self)(self.A.to(*args), self.B.to(*args))
 
     def __repr__(self) -> str:
         return f"FactoredMatrix(shape={list(self.shape)}, mdim={self.mdim}, dtype={self.dtype})"
@@ -81,13 +81,13 @@ class FactoredMatrix:
 
     @property
     def T(self) -> "FactoredMatrix":
-        return FactoredMatrix(self.B.mT, self.A.mT)
+        return type(self)(self.B.mT, self.A.mT)
 
     def __getitem__(self, index: Index | tuple[Index, ...]) -> "FactoredMatrix":
         """The part that the same index takes of `AB`: leading axes first, then rows, then columns."""
         leading, rows, columns = self._split(index if isinstance(index, tuple) else (index,))
         A, B = self.A[(*leading, ...)], self.B[(*leading, ...)]  # of their own axes, the last two are left whole
-        return FactoredMatrix(A[..., rows, :], B[..., columns])
+        return type(self)(A[..., rows, :], B[..., columns])
 
     def _split(self, index: tuple[Index, ...]) -> tuple[tuple[Index, ...], Index, Index]:
         """An index of the leading axes, of rows, and of columns."""
@@ -105,12 +105,12 @@ class FactoredMatrix:
         """With a new leading axis of length 1 at `dim`."""
         if not 0 <= dim <= self.ndim - 2:
             raise ValueError(f"dim={dim}; a new leading axis of {self!r} is at 0 to {self.ndim - 2}")
-        return FactoredMatrix(self.A.unsqueeze(dim), self.B.unsqueeze(dim))
+        return type(self)(self.A.unsqueeze(dim), self.B.unsqueeze(dim))
 
     def flatten_leading(self) -> "FactoredMatrix":
         """With all leading axes as one: heads of all layers in a row."""
         A, B = (each.reshape(-1, *each.shape[-2:]) for each in (self.A, self.B))
-        return FactoredMatrix(A, B)
+        return type(self)(A, B)
 
     def get_corner(self, n: int = 3) -> Float[Tensor, "*leading rows columns"]:
         """The first entries, multiplied out, to look at."""
@@ -125,7 +125,7 @@ class FactoredMatrix:
         _check_inner(self.shape, other.shape)
         if other.ndim == 1:
             return (self.A @ (self.B @ other)[..., None])[..., 0]
-        return FactoredMatrix(self.A, self.B @ other)
+        return type(self)(self.A, self.B @ other)
 
     def __rmatmul__(self, other: Tensor) -> "FactoredMatrix | Tensor":
         if not isinstance(other, Tensor):
@@ -133,15 +133,15 @@ class FactoredMatrix:
         _check_inner(other.shape, self.shape)
         if other.ndim == 1:
             return ((other @ self.A)[..., None, :] @ self.B)[..., 0, :]
-        return FactoredMatrix(other @ self.A, self.B)
+        return type(self)(other @ self.A, self.B)
 
     def times(self, other: "FactoredMatrix") -> "FactoredMatrix":
         """self @ other, of the lesser rank."""
         _check_inner(self.shape, other.shape)
         between = self.B @ other.A
         if self.mdim <= other.mdim:
-            return FactoredMatrix(self.A, between @ other.B)
-        return FactoredMatrix(self.A @ between, other.B)
+            return type(self)(self.A, between @ other.B)
+        return type(self)(self.A @ between, other.B)
 
     def __mul__(self, scalar: int | float | Tensor) -> "FactoredMatrix":
         if not isinstance(scalar, int | float | Tensor):
@@ -149,7 +149,7 @@ class FactoredMatrix:
         if isinstance(scalar, Tensor) and scalar.numel() != 1:
             raise ValueError(f"a factored matrix is multiplied by a number, not by shape {list(scalar.shape)}; see @")
         by = scalar.reshape(()) if isinstance(scalar, Tensor) else scalar
-        return FactoredMatrix(self.A * by, self.B)
+        return type(self)(self.A * by, self.B)
 
     def __rmul__(self, scalar: int | float | Tensor) -> "FactoredMatrix":
         return self * scalar
@@ -212,16 +212,19 @@ class FactoredMatrix:
 
     def make_even(self) -> "FactoredMatrix":
         """The same matrix, with the singular values split evenly between the factors."""
-        root = self.S.sqrt()
-        return FactoredMatrix(self.U * root[..., None, :], root[..., :, None] * self.Vh)
+        U, S, Vh = self._svd
+        root = S.sqrt()
+        return type(self)(U * root[..., None, :], root[..., :, None] * Vh)
 
     def collapse_l(self) -> Float[Tensor, "*leading rank rdim"]:
         """S Vh: the matrix up to a rotation on its left, which leaves products and norms on its right as they are."""
-        return self.S[..., :, None] * self.Vh
+        _, S, Vh = self._svd
+        return S[..., :, None] * Vh
 
     def collapse_r(self) -> Float[Tensor, "*leading ldim rank"]:
         """U S: the matrix up to a rotation on its right."""
-        return self.U * self.S[..., None, :]
+        U, S, _ = self._svd
+        return U * S[..., None, :]
 
     def _check_square(self, what: str) -> None:
         if self.ldim != self.rdim:
