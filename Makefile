@@ -50,6 +50,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.bench.memories
 	$(BIN)/python -m tests.bench.scan_memory
 	$(BIN)/python -m tests.bench.weights
+	$(BIN)/python -m tests.bench.classic
 	$(BIN)/python -m tests.bench.dashboard
 	INTERP_MANY_SECONDS=120 INTERP_SOAK_ACTIONS=200 $(BIN)/pytest -q -s tests/dashboard/test_many.py tests/dashboard/test_soak.py
 

@@ -92,9 +92,9 @@ _SITES: dict[Setter, tuple[str, ...]] = {
 
 def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence[str]) -> "DataFrame":
     """All combinations of numbers below these, the last column counting fastest."""
-    import pandas as pd
+    from pandas import DataFrame
 
-    return pd.DataFrame(list(product(*map(range, column_max_ranges))), columns=list(column_names))
+    return DataFrame(list(product(*map(range, column_max_ranges))), columns=list(column_names))
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ class Slice:
             return np.array([self.slice], dtype=np.int64)
         if max_ctx is None and self.mode != "array":
             raise ValueError("max_ctx must be given, for a slice says nothing of the length of the axis")
-        return self.apply(torch.arange(0 if max_ctx is None else max_ctx)).numpy() if max_ctx else self.slice.numpy()  # type: ignore[union-attr]
+        return self.apply(torch.arange(max_ctx)).numpy() if max_ctx is not None else np.asarray(self.slice)
 
     def native(self) -> int | slice | list[int] | None:
         """As the rest of `interp` takes it."""

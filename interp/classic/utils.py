@@ -207,7 +207,7 @@ def sample_logits(
 
 def logits_to_df(logits: Tensor, tokenizer: Any = None, top_k: int | None = None) -> Any:
     """The likeliest tokens of one position's logits [d_vocab], as a table."""
-    import pandas as pd
+    from pandas import DataFrame
 
     row = logits.detach().float().cpu()
     best = row.topk(min(top_k or len(row), len(row)))
@@ -216,7 +216,7 @@ def logits_to_df(logits: Tensor, tokenizer: Any = None, top_k: int | None = None
     if tokenizer is not None:
         columns["token_string"] = [tokenizer.decode([token]) for token in ids]
     numbers = {"logit": best.values, "log_prob": log_probs, "probability": log_probs.exp()}
-    return pd.DataFrame(columns | {name: values.tolist() for name, values in numbers.items()})
+    return DataFrame(columns | {name: values.tolist() for name, values in numbers.items()})
 
 
 def composition_scores(left: FactoredMatrix, right: FactoredMatrix, broadcast_dims: bool = True) -> Tensor:

@@ -19,6 +19,7 @@ def runs(kind: str) -> tuple[Any, Any, Any]:
     return model, corrupted, model.run_with_cache(clean)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("name", NAMES)
 def test_many_at_a_time_are_one_by_one(kind: str, name: str) -> None:

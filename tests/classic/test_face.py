@@ -1,0 +1,25 @@
+"""What the package's page names is there."""
+
+import re
+from typing import get_args
+
+import interp
+from interp import classic, interventions, lens, metrics, patching, weights
+from interp.config import Activation
+
+
+def test_what_is_recommended_natively_exists() -> None:
+    places = {"weights": weights, "lens": lens, "patching": patching, "metrics": metrics}
+    found = re.findall(r"`(weights|lens|patching)\.(\w+)\(", classic.__doc__ or "")
+    assert len(found) >= 4
+    for place, name in found:
+        assert hasattr(places[place], name) or hasattr(classic.patching, name), f"{place}.{name}"
+    for name in ("HookedGPT", "GPTConfig"):
+        assert hasattr(interp, name)
+    assert hasattr(interventions, "Patch")
+
+
+def test_what_is_said_to_be_missing_is() -> None:
+    assert "solu" not in get_args(Activation)
+    for name in ("head_detector", "SVDInterpreter", "evals", "train"):
+        assert not hasattr(classic, name)
