@@ -10,17 +10,13 @@ import pytest
 import torch
 
 from interp import GPTConfig, HookedGPT
-from interp.training import PRESETS, Given, Job, Run, evaluate, train
-from interp.training.measures import fourier_power, head_scores, repeat_losses
-from interp.training.presets import grown, sums_modulo
+from interp.training import PRESETS, Given, Job, Run, train
+from interp.training.measures import head_scores, repeat_losses
+from interp.training.presets import grown
 from tests.variants import quick_of
 
 ROOT = Path(__file__).parents[2]
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 40
-
-
-class Reached(Exception):
-    """What was to be learned has been learned."""
 
 
 def run_cli(*arguments: object, n_processes: int = 1) -> subprocess.CompletedProcess[str]:
@@ -164,23 +160,3 @@ def test_a_fixed_period_grows_a_positional_shortcut_and_is_reported_as_that(tmp_
     found = job.measures["heads"](model)
     assert any(head.startswith("L0") for head in found["positional"])
     assert found["induction"] == []
-
-
-@pytest.mark.long
-def test_a_small_modulus_groks(tmp_path) -> None:
-    job = sums_modulo(Given(tmp_path), p=37, share=0.55)
-    losses: dict[int, tuple[float, float]] = {}
-
-    def look(model: HookedGPT) -> float:
-        seen, unseen = (evaluate(model, data, n_rows=2000) for data in (job.data, job.held_out))  # type: ignore[arg-type]
-        losses[len(losses)] = seen["accuracy"], unseen["accuracy"]
-        if unseen["accuracy"] >= 0.95:
-            raise Reached
-        return unseen["accuracy"]
-
-    cfg = replace(PRESETS["modular-addition"].training, steps=6000, batch_size=752, compile=False, measures=0)
-    with pytest.raises(Reached):
-        train(job.model, job.data, replace(cfg, measure_every=125), measures={"look": look}, progress=False)
-    by_heart = next(unseen for seen, unseen in losses.values() if seen == 1.0)
-    assert by_heart < 0.3  # it knew every pair that it was trained on long before
-    assert fourier_power(job.model, 37).sort(descending=True).values[:6].sum() > 0.8
