@@ -51,6 +51,7 @@ def _reader(tokenizer: Tokenizer) -> HookedGPT:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_heads_carry_the_year_and_the_mlp_compares(folder: Path) -> None:
     result, summary = opened(folder)
     found = summary["findings"]
@@ -76,6 +77,7 @@ def test_heads_carry_the_year_and_the_mlp_compares(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_second_look_trains_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.optim.AdamW, "step", None)  # calling it fails
     (kept,) = (folder / "runs").iterdir()

@@ -68,6 +68,7 @@ def test_of_the_bundled_model_the_key_frequencies_are_needed_and_suffice() -> No
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_rule_comes_behind_what_was_learned_by_heart_and_before_it_shows(folder: Path) -> None:
     result, summary = opened(folder)
     phases, run = summary["findings"]["phases"], summary["findings"]["run"]
@@ -89,6 +90,7 @@ def test_the_rule_comes_behind_what_was_learned_by_heart_and_before_it_shows(fol
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_second_look_trains_nothing_and_a_run_can_be_given(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

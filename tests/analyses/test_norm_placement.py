@@ -26,6 +26,7 @@ def _findings(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_last_gradient_falls_with_the_root_of_the_depth_before_sublayers_and_stays_behind_sums(
     folder: Path,
 ) -> None:
@@ -39,6 +40,7 @@ def test_the_last_gradient_falls_with_the_root_of_the_depth_before_sublayers_and
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_norms_behind_sums_need_a_warm_up_at_a_rate_at_which_norms_before_sublayers_do_not(folder: Path) -> None:
     pre, post = (_findings(folder)[place]["loss"]["0.003"] for place in ("pre", "post"))
     assert post["0"][0] - post["80"][0] > 0.1

@@ -26,6 +26,7 @@ def _findings(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_no_positions_go_on_beyond_the_trained_length_and_all_others_fail_there(folder: Path) -> None:
     found = _findings(folder)
     loss = {kind: {name: of[0] for name, of in found[kind]["loss"].items()} for kind in found if kind != "runs"}
@@ -41,6 +42,7 @@ def test_no_positions_go_on_beyond_the_trained_length_and_all_others_fail_there(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_heads_look_back_by_one_where_positions_tell_them_and_as_far_as_those_were_trained(folder: Path) -> None:
     found = _findings(folder)
     previous = {kind: found[kind]["previous"] for kind in ("learned", "sinusoidal", "rotary", "none")}
@@ -56,6 +58,7 @@ def test_heads_look_back_by_one_where_positions_tell_them_and_as_far_as_those_we
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_causal_stream_comes_to_know_its_position_without_being_told(folder: Path) -> None:
     found = {kind: of["known"] for kind, of in _findings(folder).items() if kind != "runs"}
     for kind in ("learned", "sinusoidal"):

@@ -28,6 +28,7 @@ def _findings(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_undivided_scores_have_the_variance_d_head_and_saturate_the_softmax_the_more_the_larger_it_is(
     folder: Path,
 ) -> None:
@@ -47,6 +48,7 @@ def test_undivided_scores_have_the_variance_d_head_and_saturate_the_softmax_the_
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_gradient_that_most_queries_get_vanishes_though_its_mean_does_not(folder: Path) -> None:
     divided, undivided = _findings(folder)["at_first"].values()
     for d_head in D_HEADS:
@@ -59,6 +61,7 @@ def test_the_gradient_that_most_queries_get_vanishes_though_its_mean_does_not(fo
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_training_does_not_free_a_saturated_softmax_and_the_loss_stays_higher(folder: Path) -> None:
     divided, undivided = _findings(folder)["trained"].values()
     for d_head in ("16", "64"):
