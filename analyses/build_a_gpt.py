@@ -11,6 +11,11 @@
 
 After Karpathy's lecture "Let's build GPT" (2023), https://github.com/karpathy/ng-video-lecture, in whose first networks
 there is no path around the head: here there is, but for the step without the stream.
+
+Finding, of the standard library's characters, with the sizes that are set: each part buys something but two. More
+layers without the stream cost 0.28 (2.248 to 2.525), and with it are better than one (2.229). The norm changes nothing
+in so shallow a network (2.240); what it buys is room: without it training fails at 0.16, with it not at the largest
+rate that is tried, 0.64, though beyond 0.02 it only learns worse. Scale buys most, 0.18: there heads begin to look back.
 """
 
 from collections import Counter
@@ -221,7 +226,7 @@ def _of_frequencies(text: Characters) -> float:
 
 
 def _findings(result: Dataset) -> dict[str, Any]:
-    """Losses, what each step gains on the best before it, the largest rate with and without norm, where heads look."""
+    """Losses, what each step gains on the one before, the largest rate with and without norm, where heads look."""
     names = [str(name) for name in result.network.values]
     loss = {name: result.loss.sel(network=name).values for name in names}
     falls = {
@@ -256,13 +261,13 @@ def _table(findings: dict[str, Any]) -> str:
     for name, loss in findings["loss"].items():
         fall = findings["falls"].get(name)
         gain = "" if fall is None else f"{-fall['mean']:+.3f} ± {fall['error']:.3f}"
-        looks = ", ".join(f"{n}: {back}" for back, n in findings["looking"].get(name, {}).items())
+        looks = ", ".join(f"{n} × {back}" for back, n in findings["looking"].get(name, {}).items())
         rows.append([name, f"{loss['mean']:.3f} ± {loss['error']:.3f}", gain, looks])
     largest = findings["largest_rate"]
     said = [f"  {name}: {text!r}" for name, text in findings["samples"].items()]
     return "\n".join(
         [
-            table(["network", "held-out loss", "change", "heads that look most so far back"], rows),
+            table(["network", "held-out loss", "change", "heads × how far back they look most"], rows),
             f"Frequencies alone: {findings['frequencies']:.3f}",
             f"The largest rate at which it learns: {largest['without']:g} without the norm, {largest['with']:g} with it"
             f" ({2**_DOUBLINGS} times the first is the last that is tried)",

@@ -10,10 +10,10 @@
 Radford et al. 2018 (GPT); Devlin et al. 2019 (BERT), https://arxiv.org/abs/1810.04805.
 
 Finding, of the standard library's characters, two layers of 32, a context of 16 and 600 steps: asked for the next
-token, the encoder has a loss of 0.001 where it sees it (the decoder 1.99), by a head with 0.9 of its attention there; at
-the end of the row it has 2.27, and the decoder 1.92. Asked for masked tokens it has 2.43, the decoder 2.58, and half of
-its attention has gone to the right. Both find masked tokens harder than the decoder finds the next: a seventh as many
-are asked for, and what is read has holes.
+token, the encoder has a loss of 0.001 where it sees it (the decoder 1.99), by a head with 0.9 of its attention there.
+At the end of the row it has 2.27, and the decoder 1.92. Asked for masked tokens it has 2.43, the decoder 2.58, and half
+of its attention has gone to the right. Both find masked tokens harder than the decoder finds the next: a seventh as
+many are asked for, and what is read has holes.
 """
 
 from collections.abc import Sequence
