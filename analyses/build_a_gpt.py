@@ -13,9 +13,24 @@ After Karpathy's lecture "Let's build GPT" (2023), https://github.com/karpathy/n
 there is no path around the head: here there is, but for the step without the stream.
 
 Finding, of the standard library's characters, with the sizes that are set: each part buys something but two. More
-layers without the stream cost 0.28 (2.248 to 2.525), and with it are better than one (2.229). The norm changes nothing
-in so shallow a network (2.240); what it buys is room: without it training fails at 0.16, with it not at the largest
-rate that is tried, 0.64, though beyond 0.02 it only learns worse. Scale buys most, 0.18: there heads begin to look back.
+layers without the stream cost 0.28 (2.248 to 2.525), and with it are a little better than one (2.229). The norm changes
+nothing in so shallow a network (2.240); what it buys is room: without it training fails at 0.16, with it not at the
+largest rate that is tried, 0.64, though beyond 0.02 it only learns worse. Scale buys most, 0.18 (2.060), with three
+heads of eight that look at the token before.
+
+At 5,000 steps, on tiny Shakespeare, every part buys something, the norm too (`--sizes.n-layers 3 --sizes.steps 5000
+--sizes.lr 1e-3`; 26 November 2026, a thread of an x86-64 CPU). No rate up to 0.064 fails there, with the norm or not.
+
+network            held-out loss  change
+─────────────────  ─────────────  ──────────────
+bigram             2.514 ± 0.002
+one head           2.405 ± 0.006  -0.109 ± 0.005
+several heads      2.335 ± 0.001  -0.069 ± 0.005
+feed-forward       2.272 ± 0.002  -0.063 ± 0.002
+layers, no stream  2.607 ± 0.018  +0.335 ± 0.019
+residual stream    2.138 ± 0.002  -0.469 ± 0.016
+norm               2.037 ± 0.004  -0.102 ± 0.004
+scale              1.748 ± 0.001  -0.289 ± 0.005
 """
 
 from collections import Counter
