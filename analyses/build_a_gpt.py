@@ -305,11 +305,11 @@ def _figures(result: Dataset) -> dict[str, Any]:
     )
     places = [f"{network} H{head}" for network, head in first["place"].values]
     looks = DataArray(first.to_numpy(), {"head": places, "offset": first["offset"]}, name="attention")
-    learned = result.tried.where(result.tried < result.attrs["frequencies"])
-    rates = learned.rename("held-out loss").rename(rate="learning rate")
+    failed = result.attrs["frequencies"]
+    rates = result.tried.fillna(failed).clip(max=failed).rename("held-out loss").rename(rate="learning rate")
     return {
         "ladder": plots.lines(named, title="Held-out loss as parts are added"),
-        "rates": plots.lines(rates, title="Loss by learning rate, where training learns"),
+        "rates": plots.lines(rates, title="Loss by learning rate, the worst where training fails"),
         "heads": plots.heatmap(looks, title="How far back heads of layer 0 look", max_labels=(24, 40)),
     }
 
