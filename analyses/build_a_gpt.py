@@ -55,7 +55,7 @@ from interp.hooks import HookPoint
 from interp.training import Run, TrainingConfig
 
 _ASKED, _DOUBLINGS, _OFFSETS = 2**14, 6, 8
-_WRITTEN = 160  # characters
+_WRITTEN = 80  # characters
 Hooks = list[tuple[str, Callable[[Tensor, HookPoint], Tensor | None]]]
 
 

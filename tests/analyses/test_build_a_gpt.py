@@ -12,8 +12,9 @@ import torch
 from xarray import load_dataset
 
 from analyses import build_a_gpt
-from analyses.build_a_gpt import Sizes, main, networks, study
+from analyses.build_a_gpt import Sizes, networks, study
 from analyses.trained import Characters, characters
+from tests.analyses.commands import command
 
 TINY = Sizes(d_model=8, n_heads=2, n_ctx=5, batch_size=4, steps=8)
 
@@ -25,11 +26,8 @@ def small_text() -> Characters:
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_each_part_buys_something_but_layers_without_a_stream_which_cost(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(sizes=Sizes(steps=300, lr=0.014), out=tmp_path)
-    said = capsys.readouterr().out
+def test_each_part_buys_something_but_layers_without_a_stream_which_cost(tmp_path: Path) -> None:
+    said = command("build_a_gpt", "--sizes.steps", "300", "--sizes.lr", "0.014", "--out", str(tmp_path))
     found = json.loads((tmp_path / "summary.json").read_text())["findings"]
     fall, loss = found["falls"], {name: of["mean"] for name, of in found["loss"].items()}
     for name in ("one head", "several heads", "feed-forward", "residual stream", "scale"):

@@ -13,9 +13,10 @@ from xarray import load_dataset
 
 from analyses import encoder_or_decoder
 from analyses.build_a_gpt import Sizes
-from analyses.encoder_or_decoder import SMALL, asking, by_position, data, held_out, main, network, study
+from analyses.encoder_or_decoder import asking, by_position, data, held_out, network, study
 from analyses.trained import Characters, characters
 from interp.training import IGNORED
+from tests.analyses.commands import command
 
 TINY = Sizes(d_model=8, n_heads=2, n_ctx=5, batch_size=4, steps=8)
 
@@ -27,11 +28,8 @@ def small_text() -> Characters:
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_the_encoder_cheats_on_the_next_token_and_is_better_on_masked_ones(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(sizes=replace(SMALL, steps=400), out=tmp_path)
-    said = capsys.readouterr().out
+def test_the_encoder_cheats_on_the_next_token_and_is_better_on_masked_ones(tmp_path: Path) -> None:
+    said = command("encoder_or_decoder", "--sizes.steps", "300", "--out", str(tmp_path))
     summary = json.loads((tmp_path / "summary.json").read_text())
     found = summary["findings"]
     loss, looks, gain = found["loss"], found["looks"], found["gain_on_masked"]

@@ -9,15 +9,16 @@ import pytest
 import torch
 from xarray import load_dataset
 
-from analyses.norm_placement import Setting, gradients, main, slopes
+from analyses.norm_placement import Setting, gradients, slopes
 from interp import GPTConfig, HookedGPT
+from tests.analyses.commands import command
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Half of the small setting."""
     out = tmp_path_factory.mktemp("norm_placement")
-    main(Setting(seeds=1, predictions=12), out)
+    command("norm_placement", "--seeds", "1", "--predictions", "12", "--out", str(out))
     return out
 
 

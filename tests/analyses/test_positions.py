@@ -8,16 +8,17 @@ import pytest
 import torch
 from xarray import load_dataset
 
-from analyses.positions import Setting, attention, known, losses, main
+from analyses.positions import Setting, attention, known, losses
 from interp import GPTConfig, HookedGPT
 from interp.training import Batch
+from tests.analyses.commands import command
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Half of the small setting."""
     out = tmp_path_factory.mktemp("positions")
-    main(Setting(seeds=1), out)
+    command("positions", "--seeds", "1", "--out", str(out))
     return out
 
 
