@@ -329,6 +329,7 @@ def test_a_folder_has_numbers_figures_and_what_was_asked(tmp_path: Path, capsys:
         main(study=small(tmp_path), out=tmp_path / "out")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_one_that_was_killed_goes_on_and_two_processes_give_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ from interp.zoo import planted
 from tests.training.runs import tiny_config, tiny_data, tiny_model
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_of_a_trained_model_heads_are_found_needed_and_told_by_one_that_looks_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -78,6 +78,7 @@ def test_memories_to_read_are_the_best_by_the_rule_that_is_stated() -> None:
     assert readable(studied()) == chosen
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_report_has_the_numbers_of_the_study() -> None:
     of = studied()

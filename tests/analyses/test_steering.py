@@ -13,6 +13,7 @@ from interp import HookedGPT, lens
 from interp.interventions import Site, Steer
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_direction_toward_methods_makes_self_likelier_and_random_ones_do_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
