@@ -27,15 +27,16 @@ What is another way underneath:
 - A `b_in` of a gated MLP is added before the gate is multiplied in, as in the papers.
 - A field of the config without effect is refused by name.
 
-Not here yet: `solu` and `solu_ln`, shortformer positions, `head_detector`, `SVDInterpreter`, `evals`, `train`.
+Not here yet: `solu` and `solu_ln`, shortformer positions, and the data sets of the hub.
 """
 
-from interp.classic import patching, utils
+from interp.classic import evals, head_detector, patching, train, utils
 from interp.classic.cache import ActivationCache
 from interp.classic.config import HookedTransformerConfig
 from interp.classic.factored import FactoredMatrix
 from interp.classic.hook_points import HookedRootModule
 from interp.classic.model import HookedTransformer
+from interp.classic.svd_interpreter import SVDInterpreter
 
 __all__ = [
     "ActivationCache",
@@ -43,6 +44,10 @@ __all__ = [
     "HookedRootModule",
     "HookedTransformer",
     "HookedTransformerConfig",
+    "SVDInterpreter",
+    "evals",
+    "head_detector",
     "patching",
+    "train",
     "utils",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from interp import classic
-from interp.classic import patching, utils
+from interp.classic import evals, head_detector, patching, utils
 from tests.classic.shapes import KINDS, filled, rows
 
 tl = pytest.importorskip("transformer_lens", reason="transformer_lens is not installed")
@@ -181,3 +181,38 @@ def test_short_names_mean_the_same() -> None:
     ]
     for each in asked:
         assert utils.get_act_name(*each) == tl.utilities.get_act_name(*each)
+
+
+@pytest.mark.parametrize("name", head_detector.HEAD_NAMES)
+@pytest.mark.parametrize("measure", ["mul", "abs"])
+def test_heads_score_the_same_on_a_pattern(name: str, measure: str) -> None:
+    their, ours = pair("gpt2")
+    tokens = torch.tensor([[1, 5, 2, 5, 2, 1, 5, 7, 2, 1]])
+    options: dict[str, Any] = {"error_measure": measure, "heads": [(0, 1), (1, 0), (1, 2)]}
+    for skips in ({}, {"exclude_bos": True}, {"exclude_current_token": True}):
+        for model in (their, ours):
+            model.to_tokens = lambda seq, **_: tokens
+        one = tl.head_detector.detect_head(their, "text", name, **options, **skips)
+        other = head_detector.detect_head(ours, "text", name, **options, **skips)
+        torch.testing.assert_close(one, other, atol=2e-3 if measure == "abs" else 1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["OV", "w_in", "w_out"])
+def test_singular_vectors_are_the_same_but_for_their_signs(kind: str) -> None:
+    their, ours = pair("gpt2")
+    which: dict[str, Any] = {"layer_index": 1, "num_vectors": 4, "head_index": 2 if kind == "OV" else None}
+    one = tl.SVDInterpreter(their).get_singular_vectors(kind, **which)
+    other = classic.SVDInterpreter(ours).get_singular_vectors(kind, **which)
+    close(one.abs(), other.abs())
+
+
+def test_evaluations_are_the_same() -> None:
+    their, ours = pair("gpt2")
+    data = [
+        {"prompt": torch.tensor(p), "IO": torch.tensor(io), "S": torch.tensor(s)}
+        for p, io, s in (([1, 2, 3, 4], [4], [2]), ([5, 6, 7, 8, 9], [8, 9], [8, 6]), ([3, 2, 9], [9], [4]))
+    ]
+    one = tl.evals.ioi_eval(their, dataset=data, tokenizer=object(), batch_size=2)
+    other = evals.ioi_eval(ours, dataset=data, tokenizer=object(), batch_size=2)
+    assert one["Accuracy"] == other["Accuracy"]
+    assert one["Logit Difference"] == pytest.approx(other["Logit Difference"], abs=1e-4)

@@ -5,7 +5,7 @@ from typing import get_args
 
 import interp
 from interp import classic, interventions, lens, metrics, patching, weights
-from interp.config import Activation
+from interp.config import Activation, PositionalEmbedding
 
 
 def test_what_is_recommended_natively_exists() -> None:
@@ -21,5 +21,4 @@ def test_what_is_recommended_natively_exists() -> None:
 
 def test_what_is_said_to_be_missing_is() -> None:
     assert "solu" not in get_args(Activation)
-    for name in ("head_detector", "SVDInterpreter", "evals", "train"):
-        assert not hasattr(classic, name)
+    assert "shortformer" not in get_args(PositionalEmbedding)
