@@ -291,8 +291,6 @@ def test_in_the_browser_nothing_runs_and_nobody_else_is_asked(
                 {"name": name, "mimeType": "application/octet-stream", "buffer": content} for name, content in files
             ]
             page.locator("[data-testid=stMain] input[type=file]").set_input_files(given)
-            page.locator("[data-testid=stFileUploaderFile]").nth(len(given) - 1).wait_for()
-            watched.idle()
             page.get_by_role("button", name="Open the upload").click()
             page.locator("[data-testid=stAlert]", has_text=words).last.wait_for()
             watched.idle()
