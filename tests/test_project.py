@@ -87,6 +87,7 @@ def test_the_public_face_is_what_it_says() -> None:
     assert public == set(interp.__all__)
 
 
+@pytest.mark.slow
 def test_importing_loads_nothing_heavy() -> None:
     code = (
         "import torch, sys, json; before = set(sys.modules); import interp; "

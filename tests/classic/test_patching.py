@@ -52,6 +52,7 @@ def test_indices_may_be_given_as_a_table() -> None:
         patching.get_act_patch_resid_pre(model, corrupted, cache, metric, index_axis_names=("layer", "neuron"))
 
 
+@pytest.mark.slow
 def test_stacks_are_the_sweeps_they_name() -> None:
     model, corrupted, cache = runs("llama")
     metric = lambda logits: logits[:, -1, 3].mean()

@@ -47,6 +47,7 @@ def roles_of(found: Dataset) -> dict[str, set[str]]:
     return {name: set(role.split(", ")) for name, role in names.items() if role != "unclassified"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", quick_of([0, 1], 0))
 @pytest.mark.parametrize("name", quick_of(BUILT, "induction"))
 def test_every_planted_head_is_found_among_distractors_and_nothing_else_is_named(name: str, seed: int) -> None:

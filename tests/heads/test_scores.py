@@ -140,6 +140,7 @@ def test_successors_are_those_that_the_ov_circuit_raises_most() -> None:
     assert found.n.item() == 5
 
 
+@pytest.mark.slow
 def test_scores_depend_neither_on_the_batch_size_nor_on_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = variant("qwen3"), rows()
     whole = heads.scores(model, tokens, progress=False)

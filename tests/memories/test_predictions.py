@@ -57,6 +57,7 @@ def literal(model: HookedGPT, layer: int, least: torch.Tensor) -> dict[str, floa
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", quick_of(["gpt2", "llama", "gptj", "post", "sandwich", "output_ln", "relu2"], "sandwich")
 )

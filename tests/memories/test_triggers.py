@@ -221,6 +221,7 @@ def test_processes_share_the_corpus(tmp_path: Path, failing: int) -> None:
         same(Triggers.load(f"{meeting}.{per}"), alone)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(monkeypatch: Any) -> None:
     monkeypatch.setattr("interp.memories.scan._COMPACTED", 500)
     model = variant("gpt2")

@@ -118,6 +118,7 @@ def test_attention_that_was_set_is_the_same_over_a_cache_of_keys(to: Any) -> Non
             assert model(found[:, :n])[0, -1].argmax() == found[0, n]
 
 
+@pytest.mark.slow
 def test_a_sample_is_of_the_models_kind() -> None:
     model = HookedGPT.from_pretrained("stdlib-4l")
     found = patching.sample(model, 3, 20)

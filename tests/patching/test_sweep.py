@@ -279,6 +279,7 @@ def test_wherever_a_sweep_is_cut_off_its_chunks_stay_as_they_were_planned(tmp_pa
         assert lines_of(path) == whole
 
 
+@pytest.mark.slow
 def test_a_budget_holds_although_the_file_was_begun_with_a_larger_one(tmp_path: Path) -> None:
     path, first = tmp_path / "sweep", small_sweep(file=tmp_path / "sweep", memory=10 * MEMORY)
     rows = rows_of(first.base.model)

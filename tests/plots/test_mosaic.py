@@ -166,6 +166,7 @@ def test_little_fades_into_the_background_in_either_theme() -> None:
         assert (np.diff(shades) <= 0).all() if is_light else (np.diff(shades) >= 0).all()
 
 
+@pytest.mark.slow
 def test_a_thousand_heads_weigh_less_than_three_megabytes() -> None:
     one = [some_patterns(1, 32, 96, seed) for seed in range(4)]
     figure = plots.head_mosaic(Made(np.concatenate(one * 8)), tokens=[" the"] * 96)
