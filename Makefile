@@ -15,8 +15,9 @@ WORKERS := $(shell expr $$(nproc) + 1)
 test: lint
 	$(PYTEST) $(WORKERS) -m "not long and not browser"
 
-# The library's, without those that take over a second.
-quick: lint
+# The library's, without those that take over a second; types are checked by `make lint`.
+quick: $(INSTALLED)
+	$(BIN)/ruff check .
 	$(PYTEST) $(WORKERS) -m "not slow and not long" -x -q --ignore=tests/dashboard --ignore=tests/analyses
 
 # What fails while two browsers share a machine is tried once more, alone.
