@@ -14,6 +14,14 @@ token, the encoder has a loss of 0.001 where it sees it (the decoder 1.99), by a
 At the end of the row it has 2.27, and the decoder 1.92. Asked for masked tokens it has 2.43, the decoder 2.58, and half
 of its attention has gone to the right. Both find masked tokens harder than the decoder finds the next: a seventh as
 many are asked for, and what is read has holes.
+
+Of Shakespeare's plays (1.1 million characters, 3 layers, d_model 64, a context of 32, 1,000 steps, three seeds; 26
+November 2026, a thread of an x86-64 CPU), the losses, and the share of attention to the right:
+
+                      decoder        encoder        right
+    next              1.881 ± 0.004  0.000 ± 0.000   0.59
+    next, at the end  1.677 ± 0.001  2.119 ± 0.020
+    masked            2.456 ± 0.007  2.063 ± 0.030   0.47
 """
 
 from collections.abc import Sequence
