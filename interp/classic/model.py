@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from interp.classic.names import official_name
 from interp.classic.state import centred_readers, load_classic, refactored, to_classic
 from interp.config import DTYPES
 from interp.model import HookedGPT, KVCache
+from interp.model.inputs import next_token_loss
 from interp.tokenization import Tokenizer
 from interp.weights import center_unembed, center_writes, composition_scores, fold_norms
 from interp.weights import fold_value_biases as fold_values
@@ -353,12 +353,7 @@ class HookedTransformer(HookedRootModule, HookedGPT):
     ) -> Tensor:
         """The next-token loss of logits."""
         mask = None if attention_mask is None else attention_mask.bool()
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
-        loss = loss.unflatten(0, (len(tokens), -1))
-        if mask is not None:
-            counts = mask[:, 1:] & mask[:, :-1]
-            return loss * counts if per_token else (loss * counts).sum() / counts.sum()
-        return loss if per_token else loss.mean()
+        return next_token_loss(logits, tokens, mask, per_token)
 
     def run_with_cache(
         self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
@@ -439,7 +434,7 @@ class HookedTransformer(HookedRootModule, HookedGPT):
     def generate_stream(
         self, input: Text | Tensor = "", max_new_tokens: int = 10, max_tokens_per_yield: int = 25, **choices: Any
     ) -> Iterator[Tensor]:
-        """The tokens as they come, at most so many at a time; the prompt's come first."""
+        """The prompt's tokens, then those that are new, at most so many at a time. (All are made before any is given.)"""
         tokens = input if isinstance(input, Tensor) else self._read(input, choices.get("prepend_bos"), "left", None)[0]
         choices |= {"return_type": "tokens", "verbose": False}
         yield tokens

@@ -97,7 +97,7 @@ def test_a_plain_loop_learns(name: str, tmp_path: Path, capsys: pytest.CaptureFi
     after = model(rows(8), return_type="loss").item()
     assert after < 0.8 * before
     assert "Epoch 12 Samples 4 Step 0 Loss" in capsys.readouterr().out
-    kept = torch.load(tmp_path / name / "model_0.pt")
+    kept = torch.load(tmp_path / name / "model_0.pt", weights_only=True)
     other = filled("attention", seed=5)
     other.load_state_dict(kept)
     assert other(rows(8), return_type="loss").item() < before
