@@ -434,7 +434,7 @@ class HookedTransformer(HookedRootModule, HookedGPT):
     def generate_stream(
         self, input: Text | Tensor = "", max_new_tokens: int = 10, max_tokens_per_yield: int = 25, **choices: Any
     ) -> Iterator[Tensor]:
-        """The prompt's tokens, then those that are new, at most so many at a time. (All are made before any is given.)"""
+        """The prompt's tokens, then the new ones, at most so many at a time. (All are made before any is given.)"""
         tokens = input if isinstance(input, Tensor) else self._read(input, choices.get("prepend_bos"), "left", None)[0]
         choices |= {"return_type": "tokens", "verbose": False}
         yield tokens
