@@ -31,6 +31,10 @@ layers, no stream  2.607 ± 0.018  +0.335 ± 0.019
 residual stream    2.138 ± 0.002  -0.469 ± 0.016
 norm               2.037 ± 0.004  -0.102 ± 0.004
 scale              1.748 ± 0.001  -0.289 ± 0.005
+
+At the lecture's size (`--lecture --device cuda`, products in bfloat16; 26 November 2026, an H100, 95 seconds a seed),
+the others as set, the last step comes to 1.374 ± 0.001 from the norm's 2.350 ± 0.007, on the first 16,384 characters
+held out; of its 36 heads 15 look most at the token before, and 15 at the one before that.
 """
 
 from collections import Counter
@@ -39,7 +43,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -71,6 +75,7 @@ class Sizes:
     steps: int = 300
     lr: float = 1e-2
     dropout: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"  # of products
 
     def scaled(self) -> "Sizes":
         """Twice as wide, with twice the context."""
@@ -79,10 +84,11 @@ class Sizes:
     def training(self, seed: int) -> TrainingConfig:
         """The way in which all are trained."""
         way: dict[str, Any] = {"warmup": self.steps // 20, "final_lr": 0.0, "log_every": -(-self.steps // 100)}
-        return TrainingConfig(steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=seed, keep=0, **way)
+        way |= {name: getattr(self, name) for name in ("steps", "batch_size", "lr", "precision")}
+        return TrainingConfig(seed=seed, keep=0, **way)
 
 
-LECTURE = Sizes(n_layers=6, d_model=384, n_heads=6, n_ctx=256, batch_size=64, steps=5000, lr=1e-3, dropout=0.2)
+LECTURE = Sizes(6, 384, 6, n_ctx=256, batch_size=64, steps=5000, lr=1e-3, dropout=0.2, precision="bfloat16")
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 import tyro
 from xarray import DataArray, Dataset, open_dataset
 
@@ -106,7 +109,10 @@ def opened(folder: Path) -> tuple[Dataset, dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """Of everything that the numbers rest on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in ("interp", "torch", "numpy")}}
+    found = {"python": platform.python_version(), "interp": "run from its files", "torch": torch.__version__}
+    with suppress(PackageNotFoundError):
+        found["interp"] = version("interp")
+    return found | {"numpy": np.__version__}
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+pytest.importorskip("tyro")
 from analyses.build_a_gpt import LECTURE, Sizes, networks, study
 from analyses.trained import characters, trained
 
