@@ -1,7 +1,16 @@
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
+import jaxtyping
 import pytest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """What is slow runs the code as users do; types are checked at run time in all other tests, which call the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", bool({"slow", "long"} & set(item.keywords)))
+        return (yield)
 
 
 @pytest.fixture(autouse=True)
