@@ -363,8 +363,7 @@ class ActivationCache(Mapping[str, Tensor]):
         return chosen.of(x, axis)
 
     def _embeds(self, pos_slice: PosSlice) -> tuple[list[Tensor], list[str]]:
-        has_pos = self._config().positional_embedding_type in ("standard", "sinusoidal")
-        labels = ["embed", "pos_embed"] if has_pos else ["embed"]
+        labels = ["embed", "pos_embed"] if self._config().adds_positions else ["embed"]
         return [self._at(self[f"hook_{label}"], pos_slice) for label in labels], labels
 
     def _heads(self, last: int, pos_slice: PosSlice) -> tuple[list[Tensor], list[str]]:

@@ -6,10 +6,10 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 
-Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "silu"]
+Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "silu", "solu", "solu_ln"]
 Normalization = Literal["LN", "LNPre", "RMS", "RMSPre"]
 NormPosition = Literal["pre", "post", "output", "both"]
-PositionalEmbedding = Literal["standard", "sinusoidal", "rotary"]
+PositionalEmbedding = Literal["standard", "sinusoidal", "shortformer", "rotary"]
 AttentionDirection = Literal["causal", "bidirectional"]
 AttentionType = Literal["global", "local"]
 InitMode = Literal["gpt2", "xavier", "kaiming", "mup"]
@@ -66,7 +66,7 @@ class GPTConfig:
     d_mlp: int = _DERIVED  # 4 * d_model; 0 when attn_only
     d_vocab_out: int = _DERIVED  # d_vocab
 
-    act_fn: Activation = "gelu_new"
+    act_fn: Activation = "gelu_new"  # "solu_ln": with a LayerNorm of its own behind it
     gated_mlp: bool = False  # act(x W_gate) * (x W_in) instead of act(x W_in)
     attn_only: bool = False
     parallel_attn_mlp: bool = False  # attention and MLP both read resid_pre
@@ -76,7 +76,7 @@ class GPTConfig:
     norm_position: NormPosition = "pre"  # post: norm(x + f(x)); output: x + norm(f(x)); both: x + norm(f(norm(x)))
     eps: float = 1e-5
 
-    positional_embedding_type: PositionalEmbedding | None = "standard"
+    positional_embedding_type: PositionalEmbedding | None = "standard"  # shortformer: read by queries and keys alone
     rotary_dim: int = _DERIVED  # d_head; fewer: only the first coordinates turn; 0 without rotary
     rotary_base: float = 10_000.0
     rotary_adjacent_pairs: bool = False  # turn coordinates (0, 1), (2, 3) … (GPT-J), not (0, r/2), (1, r/2 + 1) …
@@ -128,6 +128,15 @@ class GPTConfig:
     @property
     def is_rotary(self) -> bool:
         return self.positional_embedding_type == "rotary"
+
+    @property
+    def is_shortformer(self) -> bool:
+        return self.positional_embedding_type == "shortformer"
+
+    @property
+    def adds_positions(self) -> bool:
+        """Whether each position has a vector that is added to the stream."""
+        return self.positional_embedding_type in ("standard", "sinusoidal")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON can hold them."""
@@ -231,6 +240,8 @@ def _size_faults(cfg: GPTConfig) -> list[str]:
         faults.append("window_size needs attention_dir='causal'")
     if cfg.parallel_attn_mlp and cfg.norm_position != "pre":
         faults.append(f"parallel_attn_mlp needs norm_position='pre', not {cfg.norm_position!r}")
+    if cfg.gated_mlp and cfg.act_fn in ("solu", "solu_ln"):
+        faults.append(f"gated_mlp needs an act_fn of each neuron alone, not {cfg.act_fn!r}")
     return faults
 
 
@@ -238,10 +249,11 @@ def _idle_faults(cfg: GPTConfig) -> list[str]:
     """Choices that would change nothing."""
     mlp = ["d_mlp", "act_fn", "gated_mlp", "bias_mlp", "parallel_attn_mlp"]
     rotary = ["rotary_dim", "rotary_base", "rotary_adjacent_pairs", "rope_scaling"]
+    norms = ["norm_position", "parallel_shared_norm", *([] if cfg.act_fn == "solu_ln" else ["eps"])]
     idle = {
         "attn_only has no MLP": mlp if cfg.attn_only else [],
         "the positions are not rotary": [] if cfg.is_rotary else rotary,
-        "there is no norm": [] if cfg.normalization_type else ["norm_position", "eps", "parallel_shared_norm"],
+        "there is no norm": [] if cfg.normalization_type else norms,
         "only 'LN' has a norm bias": [] if cfg.normalization_type == "LN" else ["bias_norm"],
         "there is no window": [] if cfg.window_size else ["attn_types"],
         "queries and keys are not normed": [] if cfg.use_qk_norm else ["qk_norm_over_width"],

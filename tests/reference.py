@@ -30,6 +30,7 @@ ACTIVATIONS = {
     "relu": lambda x: x * (x > 0),
     "relu2": lambda x: x * x * (x > 0),
     "silu": lambda x: x / (1 + torch.exp(-x)),
+    "solu": lambda x: x * torch.exp(x) / torch.exp(x).sum(-1, keepdim=True),
 }
 
 
@@ -60,6 +61,9 @@ class Reference:
     def run(self, tokens: Tensor) -> Tensor:
         cfg, model = self.cfg, self.model
         resid = self.hook("hook_embed", cfg.embed_scale * model.W_E[tokens])
+        self.beside = torch.zeros_like(resid)
+        if cfg.positional_embedding_type == "shortformer":
+            self.beside = self.hook("hook_pos_embed", model.W_pos[self.place])
         if cfg.positional_embedding_type == "standard":
             resid = resid + self.hook("hook_pos_embed", model.W_pos[self.place])
         if cfg.positional_embedding_type == "sinusoidal":
@@ -81,8 +85,8 @@ class Reference:
             out[..., i] = torch.sin(angle) if i % 2 == 0 else torch.cos(angle)
         return out
 
-    def norm(self, name: str, module: object, x: Tensor, silent: bool = False) -> Tensor:
-        kind = self.cfg.normalization_type
+    def norm(self, name: str, module: object, x: Tensor, silent: bool = False, kind: str | None = "") -> Tensor:
+        kind = self.cfg.normalization_type if kind == "" else kind
         if kind is None:
             return x
         hook = (lambda _, value: value) if silent else self.hook
@@ -147,6 +151,7 @@ class Reference:
                     read = inputs[x][:, :, head]
                     if cfg.norm_position in ("pre", "both"):
                         read = self.norm(f"{name}.ln1", block.ln1, read, silent=True)
+                read = read if x == "v" else read + self.beside
                 columns.append(read @ W[head] + (0 if b is None else b[head]))
             heads[x] = self.hook(f"{name}.attn.hook_{x}", torch.stack(columns, 2))
         q, k, v = heads["q"], heads["k"], heads["v"]
@@ -218,6 +223,9 @@ class Reference:
         if cfg.gated_mlp:
             gate = ACTIVATIONS[cfg.act_fn](self.hook(f"{name}.hook_pre", x @ mlp.W_gate))
             post = gate * self.hook(f"{name}.hook_pre_linear", linear)
+        elif cfg.act_fn == "solu_ln":
+            mid = self.hook(f"{name}.hook_mid", ACTIVATIONS["solu"](self.hook(f"{name}.hook_pre", linear)))
+            post = self.norm(f"{name}.ln", mlp.ln, mid, kind="LN")
         else:
             post = ACTIVATIONS[cfg.act_fn](self.hook(f"{name}.hook_pre", linear))
         post = self.hook(f"{name}.hook_post", post)

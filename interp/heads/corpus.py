@@ -190,6 +190,8 @@ class _Scan:
         this = Pass(look=lambda attn, q, k, v: self._look(attn, q, k, v, None))
         if cfg.is_rotary:
             this.rotation = rotation(cfg, where, self.model.dtype)
+        elif cfg.is_shortformer:
+            this.pos_embed = self.model.placed(where, 1)
         resid = self.model.into_stream(tokens, where)
         for block in self.model.blocks:
             resid = block(resid, this)

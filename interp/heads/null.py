@@ -104,7 +104,7 @@ def _look(null: Null, rows: Rows, part: int, first_row: int, hear: Callable[[Loo
         seen[point.name.rpartition(".")[2]] = x
         if not point.name.endswith("hook_pattern"):
             return
-        resid_pre, this = seen["hook_resid_pre"], model.pass_over(where, rows.mask)
+        resid_pre, this = seen["hook_resid_pre"], model.pass_over(where, rows.mask, n_rows=len(rows.tokens))
         for shuffle, heads in null.heads(point.layer()):
             if shuffle is None:
                 pattern, lengths = stream.exact(x), heads.lengths(seen["hook_v"])

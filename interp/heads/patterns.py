@@ -199,7 +199,7 @@ def run(
     """Run the first blocks with `look(attn, q, k, v, this)` in place of each attention's own; `this` is returned."""
     where = positions(mask, 0, tokens.shape[1], model.device)
     with spanning(Span(0, mask)):
-        this = model.pass_over(where, mask)
+        this = model.pass_over(where, mask, n_rows=len(tokens))
         this.look = lambda attn, q, k, v: look(attn, q, k, v, this)
         resid = model.into_stream(tokens, where)
         for block in islice(model.blocks, n_layers):

@@ -219,7 +219,7 @@ def _parts(run: CachedRun, read: _Read, by: By) -> list[_Block]:
             direction = add_written("mlp", layer, getattr(block, "ln2_post", NoNorm()), direction)
         direction = add_written("attn", layer, block.ln1_post, direction)
     for name in ("pos_embed", "embed"):
-        if name == "embed" or model.cfg.positional_embedding_type in ("standard", "sinusoidal"):
+        if name == "embed" or model.cfg.adds_positions:
             add([name], "embed", -1, (run.at(f"hook_{name}") * direction).sum(-1)[None])
     return found[::-1]
 

@@ -29,7 +29,7 @@ def stream_statistics(model: HookedGPT, cache: ActivationCache, *, pos: PosSlice
 
     run, n_layers, cfg = CachedRun.of(model, cache, pos), model.cfg.n_layers, model.cfg
     final = run.at(f"blocks.{n_layers - 1}.hook_resid_post")
-    named = ["embed", *(["pos_embed"] if cfg.positional_embedding_type in ("standard", "sinusoidal") else [])]
+    named = ["embed", *(["pos_embed"] if cfg.adds_positions else [])]
     parts: list[tuple[str, str, int, Tensor, Tensor | None]] = []
     before: Tensor | None = None
     for name in named:

@@ -18,7 +18,6 @@ from torch import Tensor
 from interp.memories.triggers import Triggers, check_layers, check_of
 from interp.model import HookedGPT
 from interp.model.block import Block, SharedNormBlock
-from interp.model.mlp import GatedMLP
 from interp.results import token_texts
 from interp.weights.stream import W_U, carried, checked_index, effective_embedding, embeddings, exact, is_post, through
 
@@ -127,10 +126,7 @@ def key_tokens(
     stream = carried(model, stream, int(is_past_mlp0), layer, lambda norm, x: norm.unheard(x))
     before = block.ln1 if isinstance(block, SharedNormBlock) else block.ln2
     stream = before.unheard(block.ln1_post.unheard(stream) if is_post(model) else stream)
-    mlp = block.mlp
-    linear = stream @ mlp.W_in[:, own] + (0 if mlp.b_in is None else mlp.b_in[own])
-    coefficient = mlp.act(stream @ mlp.W_gate[:, own]) * linear if isinstance(mlp, GatedMLP) else mlp.act(linear)
-    top = (sign * exact(coefficient)).topk(k)
+    top = (sign * exact(block.mlp.of_neuron(stream, own))).topk(k)
     found: dict[str, Any] = {
         "token": token_texts(model, top.indices.cpu()),
         "token_id": top.indices.cpu().numpy(),

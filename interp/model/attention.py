@@ -30,6 +30,7 @@ class Pass:
     """What all blocks of one pass share."""
 
     rotation: Rotation | None = None
+    pos_embed: Float[Tensor, "#batch pos d_model"] | None = None  # what queries and keys read beside the stream
     mask: Bool[Tensor, "#batch 1 query_pos key_pos"] | None = None  # who may look where; None: causal, or everywhere
     local_mask: Bool[Tensor, "#batch 1 query_pos key_pos"] | None = None  # the same for layers with a window
     is_causal: bool = True
@@ -84,6 +85,7 @@ class Attention(nn.Module):
     def forward(self, x: Stream | HeadInputs, this: Pass) -> Written:
         """`x` is the stream after the norm: one for all heads, or what each head reads for its q, k and v."""
         q, k, v = self.project(x, this) if isinstance(x, Tensor) else self.project_each(*x)
+        q, k = self.place(q, k, self.qkv.weight, this)
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
         q, k = self.rotate(self.q_norm(q), self.k_norm(k), this)
         z = self.hook_z(self.look(q, k, v, this) if this.look is None else this.look(self, q, k, v))
@@ -108,8 +110,12 @@ class Attention(nn.Module):
         b_Q, b_K, b_V = self._by_head(self.qkv.bias)
         return q + b_Q, k + b_K, v + b_V
 
+    def place(self, q: Queries, k: KVHeads, weight: Tensor, this: Pass) -> tuple[Queries, KVHeads]:
+        """What the fused `weight` made of the stream, with what it makes of positions beside the stream."""
+        return q, k
+
     def rotate(self, q: Queries, k: KVHeads, this: Pass) -> tuple[Queries, KVHeads]:
-        """Positions enter with the embedding; nothing turns."""
+        """Nothing turns."""
         return q, k
 
     def look(self, q: Queries, k: KVHeads, v: KVHeads, this: Pass) -> Queries:
@@ -224,3 +230,20 @@ class RotaryAttention(Attention):
         assert this.rotation is not None
         of_queries = [this.goes_on(each) for each in this.rotation]
         return self.hook_rot_q(self.turn(q, *of_queries)), self.hook_rot_k(self.turn(k, *this.rotation))
+
+
+class ShortformerAttention(Attention):
+    """Attention whose queries and keys read positions beside the stream; values do not (Press et al., 2020)."""
+
+    def place(self, q: Queries, k: KVHeads, weight: Tensor, this: Pass) -> tuple[Queries, KVHeads]:
+        assert this.pos_embed is not None
+        of_queries, of_keys, _ = self.by_part(weight)
+        asked, seen = product(this.goes_on(this.pos_embed), of_queries, None), product(this.pos_embed, of_keys, None)
+        return q + asked.unflatten(-1, (-1, self.cfg.d_head)), k + seen.unflatten(-1, (-1, self.cfg.d_head))
+
+
+def attention(cfg: GPTConfig, layer: int) -> Attention:
+    """Attention as its positions come in."""
+    if cfg.is_rotary:
+        return RotaryAttention(cfg, layer)
+    return ShortformerAttention(cfg, layer) if cfg.is_shortformer else Attention(cfg, layer)

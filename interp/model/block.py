@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from interp.config import GPTConfig
 from interp.hooks import HookPoint, is_heard, is_touched, replayed
-from interp.model.attention import Attention, HeadInputs, Pass, RotaryAttention, Written
-from interp.model.mlp import MLP, GatedMLP
+from interp.model.attention import HeadInputs, Pass, Written, attention
+from interp.model.mlp import mlp
 from interp.model.norms import LayerNorm, Norm, norm
 
 Stream = Float[Tensor, "batch pos d_model"]
@@ -28,7 +28,7 @@ class AttentionBlock(nn.Module):
     def __init__(self, cfg: GPTConfig, layer: int) -> None:
         super().__init__()
         self.ln1 = norm(cfg, exists=cfg.norm_position in ("pre", "both"))
-        self.attn = RotaryAttention(cfg, layer) if cfg.is_rotary else Attention(cfg, layer)
+        self.attn = attention(cfg, layer)
         self.ln1_post = norm(cfg, exists=cfg.norm_position != "pre")
         self.add = add_then_norm if cfg.norm_position == "post" else add_output
 
@@ -105,7 +105,7 @@ class Block(AttentionBlock):
         self.hook_resid_mid = HookPoint("batch pos d_model", "the stream between attention and MLP")
         self.hook_mlp_in = HookPoint("batch pos d_model", "the stream as the MLP reads it", on_demand=True)
         self.ln2 = norm(cfg, exists=cfg.norm_position in ("pre", "both"))
-        self.mlp = GatedMLP(cfg) if cfg.gated_mlp else MLP(cfg)
+        self.mlp = mlp(cfg)
         self.ln2_post = norm(cfg, exists=cfg.norm_position != "pre")
         self.hook_mlp_out = HookPoint(
             "batch pos d_model", "what the MLP adds: post W_out + b_out, then ln2_post where there is one"
@@ -115,8 +115,8 @@ class Block(AttentionBlock):
         resid_pre = self.hook_resid_pre(resid_pre)
         attn = self.attn(self.attn_reads(resid_pre), this)
         resid_mid = self.hook_resid_mid(self.add(this.goes_on(resid_pre), attn, self.ln1_post, self.hook_attn_out))
-        mlp = self.mlp(self.ln2(self.hook_mlp_in(resid_mid)))
-        return self.hook_resid_post(self.add(resid_mid, mlp, self.ln2_post, self.hook_mlp_out))
+        written = self.mlp(self.ln2(self.hook_mlp_in(resid_mid)))
+        return self.hook_resid_post(self.add(resid_mid, written, self.ln2_post, self.hook_mlp_out))
 
 
 class ParallelBlock(AttentionBlock):
@@ -126,7 +126,7 @@ class ParallelBlock(AttentionBlock):
         super().__init__(cfg, layer)
         self.hook_mlp_in = HookPoint("batch pos d_model", "the stream as the MLP reads it", on_demand=True)
         self.ln2 = norm(cfg, exists=not cfg.parallel_shared_norm)
-        self.mlp = GatedMLP(cfg) if cfg.gated_mlp else MLP(cfg)
+        self.mlp = mlp(cfg)
         self.hook_mlp_out = HookPoint(
             "batch pos d_model", "what the MLP adds: post W_out + b_out, then ln2_post where there is one"
         )

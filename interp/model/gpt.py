@@ -60,6 +60,9 @@ class HookedGPT(Observed):
         if cfg.positional_embedding_type == "standard":
             self.pos_embed = LearnedPositions(cfg)
             self.hook_pos_embed = HookPoint("batch pos d_model", "W_pos[position]")
+        elif cfg.is_shortformer:
+            self.pos_embed = LearnedPositions(cfg)
+            self.hook_pos_embed = HookPoint("batch pos d_model", "W_pos[position], which queries and keys read")
         elif cfg.positional_embedding_type == "sinusoidal":
             self.pos_embed = SinusoidalPositions(cfg)
             self.hook_pos_embed = HookPoint("batch pos d_model", "sines and cosines of the position")
@@ -271,8 +274,8 @@ class HookedGPT(Observed):
     ) -> Any:
         n_past, n_new = (kv_cache.length if kv_cache is not None else 0), x.shape[1]
         where = positions(mask, n_past, n_new, x.device)
-        this = self.pass_over(where, mask, n_past, kv_cache)
         resid = x if x.is_floating_point() else self.into_stream(x, where)
+        this = self.pass_over(where, mask, n_past, kv_cache, len(x))
         cut = last_only and not is_heard(*self._end_points)
         for i, layer in enumerate(islice(self.blocks, *layers), layers[0] + 1):
             resid = layer(resid, this.for_last_query() if cut and i == self.cfg.n_layers else this)
@@ -291,13 +294,19 @@ class HookedGPT(Observed):
         return loss if return_type == "loss" else (logits, loss)
 
     def pass_over(
-        self, where: Int[Tensor, "#batch pos"], mask: Mask | None, n_past: int = 0, kv_cache: KVCache | None = None
+        self,
+        where: Int[Tensor, "#batch pos"],
+        mask: Mask | None,
+        n_past: int = 0,
+        kv_cache: KVCache | None = None,
+        n_rows: int = 1,
     ) -> Pass:
         """What all blocks of a pass over tokens at these positions share, with those who listen now."""
         n_new, device = where.shape[1], where.device
         is_causal = self.cfg.attention_dir == "causal"
         return Pass(
             rotation=rotation(self.cfg, where, self.dtype) if self.cfg.is_rotary else None,
+            pos_embed=self.placed(where, n_rows) if self.cfg.is_shortformer else None,
             mask=allowed_attention(mask, n_past, n_new, is_causal, None, device),
             local_mask=allowed_attention(mask, n_past, n_new, is_causal, self.cfg.window_size, device),
             is_causal=is_causal and n_past == 0,
@@ -318,10 +327,15 @@ class HookedGPT(Observed):
         if self.cfg.embed_scale != 1:
             embed = embed * torch.tensor(self.cfg.embed_scale, dtype=embed.dtype)  # rounded as the weights are
         resid = self.hook_embed(embed)
-        if self.pos_embed is not None:
-            pos = self.pos_embed(where, resid.dtype)
-            resid = resid + (self.hook_pos_embed(pos.expand_as(resid)) if is_heard(self.hook_pos_embed) else pos)
+        if self.cfg.adds_positions:
+            resid = resid + self.placed(where, len(resid))
         return self.dropout(resid)
+
+    def placed(self, where: Int[Tensor, "#batch pos"], n_rows: int) -> Float[Tensor, "#batch pos d_model"]:
+        """The vectors of positions, a row for each of `n_rows` where somebody listens."""
+        assert self.pos_embed is not None
+        pos = self.pos_embed(where, self.dtype)
+        return self.hook_pos_embed(pos.expand(n_rows, -1, -1)) if is_heard(self.hook_pos_embed) else pos
 
     def check(self) -> "HookedGPT":
         """Raise if a weight is not finite, naming the first."""

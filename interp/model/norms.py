@@ -1,5 +1,7 @@
 """LayerNorm and RMSNorm: one fused kernel while nobody listens, the paper's formula otherwise."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -8,21 +10,23 @@ from torch import Tensor, nn
 from interp.config import GPTConfig
 from interp.hooks import HookPoint, is_heard
 
-Stream = Float[Tensor, "*batch pos d_model"]
+Stream = Float[Tensor, "*batch pos width"]  # of d_model; in an MLP, of d_mlp
 
 
 class LayerNorm(nn.Module):
     """(x - mean) / scale * w + b, scale = sqrt(variance + eps)."""
 
-    def __init__(self, cfg: GPTConfig) -> None:
+    WITH_GAIN = "LN"
+
+    def __init__(self, cfg: GPTConfig, axis: Literal["d_model", "d_mlp"] = "d_model") -> None:
         super().__init__()
-        has_gain = cfg.normalization_type in ("LN", "RMS")
-        empty = torch.empty(cfg.d_model, dtype=cfg.dtype, device=cfg.device)
+        has_gain = cfg.normalization_type == self.WITH_GAIN
+        empty = torch.empty(getattr(cfg, axis), dtype=cfg.dtype, device=cfg.device)
         self.w = nn.Parameter(empty) if has_gain else None
         self.b = nn.Parameter(empty.clone()) if cfg.bias_norm else None
         self.eps = cfg.eps
         self.hook_scale = HookPoint("batch pos 1", "sqrt(variance(x) + eps)")
-        self.hook_normalized = HookPoint("batch pos d_model", "(x - mean(x)) / scale, before gain and bias")
+        self.hook_normalized = HookPoint(f"batch pos {axis}", "(x - mean(x)) / scale, before gain and bias")
 
     def forward(self, x: Stream) -> Stream:
         if not is_heard(self.hook_scale, self.hook_normalized):
@@ -32,14 +36,14 @@ class LayerNorm(nn.Module):
         normalized = self.hook_normalized((exact / scale).to(x.dtype))
         return self.affine(normalized)
 
-    def unheard(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+    def unheard(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
         """The norm of any input, past the hook points."""
         return F.layer_norm(x, x.shape[-1:], self.w, self.b, self.eps)
 
-    def centred(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+    def centred(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
         return x - x.mean(-1, keepdim=True)
 
-    def affine(self, normalized: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+    def affine(self, normalized: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
         scaled = normalized if self.w is None else normalized * self.w
         return scaled if self.b is None else scaled + self.b
 
@@ -47,15 +51,17 @@ class LayerNorm(nn.Module):
 class RMSNorm(LayerNorm):
     """x / scale * w, scale = sqrt(mean(x²) + eps)."""
 
+    WITH_GAIN = "RMS"
+
     def __init__(self, cfg: GPTConfig) -> None:
         super().__init__(cfg)
         self.hook_scale.formula = "sqrt(mean(x²) + eps)"
         self.hook_normalized.formula = "x / scale, before the gain"
 
-    def unheard(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+    def unheard(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
         return F.rms_norm(x, x.shape[-1:], self.w, self.eps)
 
-    def centred(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+    def centred(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
         return x
 
 

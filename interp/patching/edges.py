@@ -29,7 +29,7 @@ from interp.interventions.edits import edits_in_force
 from interp.metrics import AnyMetric, Rows, at_positions, name_of, narrowed, values_of
 from interp.model import HookedGPT
 from interp.model.linear import product
-from interp.model.mlp import GatedMLP
+from interp.model.mlp import GatedMLP, SoLU
 from interp.patching.activation import Direction, Pair, pair_of_runs
 from interp.patching.memory import Chunks, Job
 from interp.results import Result, labelled, provenance
@@ -268,9 +268,8 @@ class _Batch:
         """The stream that the logits are read off."""
         n_layers, mask = self.model.cfg.n_layers, self.runs.mask
         x = self.runs.base[_stream(self.first, n_layers)][self.prompt]
-        edits = [(point, self._fire if ".mlp." in point else self._read) for point in self.readings if point]
-        if self.model.cfg.gated_mlp:
-            edits += [(f"{point}_linear", self._fire) for point, _ in edits if ".mlp." in point]
+        edits = [(point, self._read) for point in self.readings if point and ".mlp." not in point]
+        edits += [(name, self._fire) for point in self.readings if ".mlp." in point for name in self._fired_at(point)]
         with (
             self.model.hooks(edits),
             self.model.recording(self._remembered(), lambda x, point: self.now.update({point.name: x})),
@@ -285,12 +284,21 @@ class _Batch:
             x = x.index_add(0, *self._added(readings))
         return x
 
+    def _fired_at(self, point: str) -> list[str]:
+        """Where neurons fire that read at a point. Those that depend on each other do so behind their activation."""
+        if isinstance(self.model.blocks[0].mlp, SoLU):
+            return [point.replace("hook_pre", "hook_post")]
+        return [point, f"{point}_linear"] if self.model.cfg.gated_mlp else [point]
+
     def _remembered(self) -> list[str]:
         """The streams that heads and neurons read, and what senders write that may differ from the base run."""
         points = {point for entry in self.entries for reading in entry.reads for point in reading.senders}
         later = {point for point in points if int(point.split(".")[1]) >= self.first}
+        beside = {"hook_pos_embed"} if self.model.cfg.is_shortformer else set[str]()
         return sorted(
-            later | {self._read_from(point) for point in self.readings if ".attn." in point or ".mlp." in point}
+            later
+            | beside
+            | {self._read_from(point) for point in self.readings if ".attn." in point or ".mlp." in point}
         )
 
     def _read_from(self, point: str) -> str:
@@ -309,15 +317,18 @@ class _Batch:
             stream = self.now[self._read_from(hook.name)][rows] + added
             attn, slot = block.attn, hook.name[-1].upper()
             weight, bias = getattr(attn, f"W_{slot}")[head], getattr(attn, f"b_{slot}")
-            read = block.ln1.unheard(stream) @ weight
+            normed = block.ln1.unheard(stream)
+            if slot != "V" and self.model.cfg.is_shortformer:
+                normed = normed + self.now["hook_pos_embed"][rows]
+            read = normed @ weight
             x[:, :, head] = x[:, :, head].index_copy(0, rows, read if bias is None else read + bias[head])
 
     def _fire(self, x: Tensor, hook: HookPoint) -> None:
         """Let neurons read what they read in their rows; gated ones do so at two points."""
         block = self.model.blocks[hook.layer()]
         mlp = block.mlp
-        if hook is mlp.hook_pre:
-            readings = self.readings[hook.name][None]
+        if hook is mlp.hook_pre or isinstance(mlp, SoLU):
+            readings = self.readings[mlp.hook_pre.name][None]
             rows, added = self._added(readings)
             norm = block.ln1 if self.model.cfg.parallel_shared_norm else block.ln2
             normed = norm.unheard(self.now[self._read_from(hook.name)][rows] + added)
@@ -325,8 +336,11 @@ class _Batch:
         rows, normed, is_read = self.heard
         chosen = is_read.any(0).nonzero()[:, 0]
         reading, at = is_read[:, chosen].nonzero(as_tuple=True)
-        linear = mlp.gate if isinstance(mlp, GatedMLP) and hook is mlp.hook_pre else mlp.up
-        read = product(normed, linear.weight[chosen], None if linear.bias is None else linear.bias[chosen])
+        if isinstance(mlp, SoLU):
+            read = mlp.together(mlp.up(normed))[..., chosen]
+        else:
+            linear = mlp.gate if isinstance(mlp, GatedMLP) and hook is mlp.hook_pre else mlp.up
+            read = product(normed, linear.weight[chosen], None if linear.bias is None else linear.bias[chosen])
         x[rows[reading], :, chosen[at]] = read[reading, :, at]
 
     def _added(

@@ -84,6 +84,8 @@ class Base:
         self.cache: dict[str, Tensor] = {}
         self._new: dict[int, tuple[Tensor, Tensor]] = {}  # a source of patches, by its id -> itself, where it is new
         stream = ["blocks.*.hook_resid_pre", f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"]
+        self.beside: Float[Tensor, "prompt pos d_model"] | None = None  # the positions that queries and keys read
+        beside = ["hook_pos_embed"] if model.cfg.is_shortformer else []
         runs, padding, n_before = self.tokens, self.mask, 0
         is_alone = outer is None or bool(outer) or 2 * tokens.numel() > _TOGETHER
         apart = other if is_alone else None
@@ -94,8 +96,12 @@ class Base:
         def keep(x: Tensor, point: HookPoint) -> None:
             self.cache[point.name] = x[n_before:]
 
+        def keep_beside(x: Tensor, point: HookPoint) -> None:  # noqa: ARG001
+            self.beside = x[:n_rows]
+
         with (
             torch.no_grad(),
+            model.recording(beside, keep_beside),
             model.recording(stream, lambda x, point: self.resid.append(x)),  # noqa: ARG005
             model.recording(names if apart is None else [], keep),
         ):
@@ -312,6 +318,8 @@ class Packed:
         if self.model.cfg.is_rotary:
             where = self.base.where.expand(len(self.base.tokens), -1)[self.of_prompt, self.columns]
             this.rotation = rotation(self.model.cfg, where[None], self.model.dtype)
+        if self.base.beside is not None:
+            this.pos_embed = self.base.beside[self.of_prompt, self.columns][None]
         return this
 
     def _asked(self) -> Int[Tensor, " asked"]:

@@ -25,7 +25,7 @@ def _embedding(this: Walk, _: int) -> list[Quantity]:
 
 
 def _position(this: Walk, _: int) -> list[Quantity]:
-    if this.model.pos_embed is None:
+    if not this.model.cfg.adds_positions:
         return []
     into = this.hooked("stream", "blocks.0.hook_resid_pre")
     said = replace(into, formula="embedding + position")
@@ -53,10 +53,13 @@ def _qkv(this: Walk, head: int) -> list[Quantity]:
     of_keys = this.patterns.group(head)
     whose, has_bias = {"q": head, "k": of_keys, "v": of_keys}, this.model.cfg.bias_qkv
     made = [this.hooked(x, this.at(f"attn.hook_{x}"), of) for x, of in whose.items()]
-    letters = [each.name.upper() for each in made]
-    formulas = [f"what attention reads × W_{x}" + (f" + b_{x}" if has_bias else "") for x in letters]
+    beside = [this.hooked("position", "hook_pos_embed")] if this.model.cfg.is_shortformer else []
+    both = "(what attention reads + position)"
+    read = dict.fromkeys("QK", both if beside else "what attention reads") | {"V": "what attention reads"}
+    formulas = [f"{said} × W_{x}" + (f" + b_{x}" if has_bias else "") for x, said in read.items()]
     return [
         _attn_reads(this)[-1],
+        *beside,
         *(replace(each, formula=said) for each, said in zip(made, formulas, strict=True)),
     ]
 
@@ -65,7 +68,7 @@ def _turn(this: Walk, head: int) -> list[Quantity]:
     cfg = this.model.cfg
     if not cfg.is_rotary and not cfg.use_qk_norm:
         return []
-    _, q, k, _ = _qkv(this, head)
+    *_, q, k, _ = _qkv(this, head)
     how = " and ".join(said for said, is_so in (("normed", cfg.use_qk_norm), ("turned", cfg.is_rotary)) if is_so)
     return [
         q,
@@ -203,8 +206,10 @@ def _mlp_norm(this: Walk, _: int) -> list[Quantity]:
 def _neurons(this: Walk) -> list[Quantity]:
     cfg = this.model.cfg
     bias = " + b_in" if cfg.bias_mlp else ""
-    into, after = f"what the MLP reads × W_in{bias}", f"{cfg.act_fn}(pre)"
-    if not cfg.gated_mlp:
+    into, after = f"what the MLP reads × W_in{bias}", f"{cfg.act_fn.removesuffix('_ln')}(pre)"
+    if cfg.act_fn == "solu_ln":
+        formulas = {"pre": ("hook_pre", into), "mid": ("hook_mid", after), "post": ("hook_post", "mid, normed")}
+    elif not cfg.gated_mlp:
         formulas = {"pre": ("hook_pre", into), "post": ("hook_post", after)}
     else:
         formulas = {"pre": ("hook_pre", "what the MLP reads × W_gate"), "gated by": ("hook_pre_linear", into)}

@@ -13,6 +13,7 @@ from torch import Tensor
 from interp.hooks import silence
 from interp.model import HookedGPT
 from interp.model.attention import Pass, RotaryAttention
+from interp.model.norms import NoNorm
 from interp.model.rotary import rotation
 from interp.results import Result, labelled
 from interp.weights import stream
@@ -85,9 +86,9 @@ def positional_qk(
 ) -> Result:
     """How a head's scores depend on positions alone, divided by `cfg.attn_scale`.
 
-    Where positions are added to the stream, [query_pos key_pos]: the score between two of them, through the gains of
-    norms but without divisors and biases. With rotary positions, [distance]: the score of a query that stands so far
-    after the key. `query` and `key` are then as they are when they begin to turn; without them, the mean over the
+    Where positions have vectors, [query_pos key_pos]: the score between two of them, through the gains of norms that
+    they pass but without divisors and biases. With rotary positions, [distance]: the score of a query that stands so
+    far after the key. `query` and `key` are then as they are when they begin to turn; without them, the mean over the
     vocabulary, of tokens whose embedding is all that stands in the stream. For the mean over a text give
     `cache["q", layer][:, :, head].mean((0, 1))`, and the key alike (where they are not normed).
     """
@@ -106,8 +107,12 @@ def positional_qk(
         raise ValueError("query and key are for rotary positions; here each position has a query and a key of its own")
     if model.pos_embed is None:
         raise ValueError("positional_embedding_type=None: no score depends on positions alone")
-    pos = stream.carried(model, stream.exact(model.pos_embed(places[None], model.dtype)[0]), 0, layer)
-    q, k = pos @ stream.W_Q(model, layer)[head], pos @ stream.W_K(model, layer)[head]
+    pos, before = stream.exact(model.pos_embed(places[None], model.dtype)[0]), None
+    if model.cfg.adds_positions:
+        pos = stream.carried(model, pos, 0, layer)
+    else:
+        before = NoNorm()  # heads read positions beside the stream
+    q, k = pos @ stream.W_Q(model, layer, before)[head], pos @ stream.W_K(model, layer, before)[head]
     axes = {"query_pos": range(len(places)), "key_pos": range(len(places))}
     return labelled(q @ k.mT / model.cfg.attn_scale, axes, "score", about)
 

@@ -20,8 +20,9 @@ Weights = dict[str, Tensor]  # by their names in the state_dict, in float64
 def fold_norms(model: HookedGPT) -> HookedGPT:
     """The same logits, with the gains and biases of norms folded into what reads past them.
 
-    That is W_Q, W_K, W_V, the MLPs' inputs and W_U, which is then no longer tied; `normalization_type` becomes "LNPre"
-    or "RMSPre". (Norms on queries and keys stay.) Refused where a norm writes to the stream, which nothing can take in.
+    That is W_Q, W_K, W_V, the MLPs' inputs, W_out where neurons are normed, and W_U, which is then no longer tied;
+    `normalization_type` becomes "LNPre" or "RMSPre". (Norms on queries and keys stay.) Refused where a norm writes to
+    the stream, which nothing can take in, and where queries and keys read positions past no norm.
     """
     cfg = model.cfg
     if cfg.normalization_type not in ("LN", "RMS"):
@@ -30,6 +31,11 @@ def fold_norms(model: HookedGPT) -> HookedGPT:
         raise ValueError(
             f"norm_position={cfg.norm_position!r}: what these norms put out goes into the stream, "
             "so no matrix can take in their gains; fold_norms needs 'pre'"
+        )
+    if cfg.is_shortformer:
+        raise ValueError(
+            "positional_embedding_type='shortformer': queries and keys read positions that have passed no norm, "
+            "so no gain can go into W_Q and W_K"
         )
     if cfg.gated_mlp and cfg.bias_norm:
         raise ValueError("gated_mlp=True with bias_norm=True: the gate has no bias to take in the norm's")
@@ -46,6 +52,8 @@ def fold_norms(model: HookedGPT) -> HookedGPT:
                 _fold(old, weights, before, at + "mlp.gate")
             if cfg.bias_norm and not cfg.bias_mlp:
                 weights[at + "mlp.down.bias"] = old["embed.W_E"].new_zeros(cfg.d_model)
+            if f"{at}mlp.ln.w" in old:
+                _fold(old, weights, at + "mlp.ln", at + "mlp.down")
     weights["unembed.weight"] = old[_unembedding(cfg)]
     _fold(old | weights, weights, "ln_final", "unembed")
     biases = dict.fromkeys(("bias_qkv", "bias_unembed"), True) | {"bias_mlp": not cfg.attn_only}
@@ -84,7 +92,7 @@ def center_writes(model: HookedGPT) -> HookedGPT:
     weights = _weights(model)
     weights["unembed.weight"] = weights[_unembedding(cfg)].clone()
     for name, weight in weights.items():
-        if name in ("embed.W_E", "pos_embed.W_pos"):
+        if name == "embed.W_E" or (name == "pos_embed.W_pos" and cfg.adds_positions):
             weight -= weight.mean(1, keepdim=True)
         elif name.endswith(("attn.out.weight", "attn.out.bias", "mlp.down.weight", "mlp.down.bias")):
             weight -= weight.mean(0, keepdim=True)  # stored [d_model, in]

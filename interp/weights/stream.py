@@ -54,16 +54,18 @@ def behind(norm: Norm, W: Float[Tensor, "... d_model n"]) -> Float[Tensor, "... 
     return norm.centred(scaled.mT).mT
 
 
-def W_Q(model: HookedGPT, layer: int) -> Reads:
+def W_Q(model: HookedGPT, layer: int, before: Norm | None = None) -> Reads:
+    """Behind ln1, or another norm before it."""
     attn = model.blocks[layer].attn
     gain = 1 if isinstance(attn.q_norm, NoNorm) else exact(attn.q_norm.w).unsqueeze(-2)
-    return behind(model.blocks[layer].ln1, exact(attn.W_Q)) * gain
+    return behind(before or model.blocks[layer].ln1, exact(attn.W_Q)) * gain
 
 
-def W_K(model: HookedGPT, layer: int) -> Reads:
+def W_K(model: HookedGPT, layer: int, before: Norm | None = None) -> Reads:
+    """Behind ln1, or another norm before it."""
     attn = model.blocks[layer].attn
     gain = 1 if isinstance(attn.k_norm, NoNorm) else exact(attn.k_norm.w).unsqueeze(-2)
-    return for_each_head(model, behind(model.blocks[layer].ln1, exact(attn.W_K)) * gain)
+    return for_each_head(model, behind(before or model.blocks[layer].ln1, exact(attn.W_K)) * gain)
 
 
 def W_V(model: HookedGPT, layer: int) -> Reads:

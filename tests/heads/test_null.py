@@ -17,7 +17,7 @@ def test_the_null_has_at_least_500_heads_in_20_orders() -> None:
     assert len({seed for _, seed in null.shuffles}) == len(null.shuffles)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "width_norm"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "width_norm", "solu"])
 def test_shuffled_heads_keep_their_numbers_and_unshuffled_ones_their_patterns(name: str) -> None:
     model, tokens = variant(name), some_tokens()
     _, cache = model.run_with_cache(tokens)
@@ -27,7 +27,7 @@ def test_shuffled_heads_keep_their_numbers_and_unshuffled_ones_their_patterns(na
     torch.testing.assert_close(pattern, cache["pattern", 1], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(lengths, own.lengths(cache["v", 1]), rtol=1e-4, atol=1e-5)
     other = own.shuffled(7)
-    shapes = [(part, 6 if name != "gpt2" else 5) for part in ("qkv",)]
+    shapes = [(part, model.cfg.d_head) for part in ("qkv",)]
     for part, d_head in shapes:
         for mine, theirs in zip(
             getattr(own, part).split(d_head), getattr(other, part).split(d_head), strict=True

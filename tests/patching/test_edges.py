@@ -24,7 +24,8 @@ pytestmark = pytest.mark.slow  # beside the quick tests of the same functions on
 CAPS = {"attn_scores_soft_cap": 2.0, "output_logits_soft_cap": 1.5}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     **{
-        name: (name, {}) for name in ("gpt2", "sinusoidal", "llama", "gptj", "neox", "qwen3", "width_norm", "attn_only")
+        name: (name, {})
+        for name in ("gpt2", "sinusoidal", "llama", "gptj", "neox", "qwen3", "width_norm", "solu", "attn_only")
     },
     "capped": ("llama", CAPS),
     "bidirectional": ("gpt2", {"attention_dir": "bidirectional"}),

@@ -80,6 +80,15 @@ def test_edits_around_act_before_those_of_rows_and_where_rows_have_not_begun(sid
         assert_as_alone(model, some_tokens(), mask, rows, torch.tensor([[1, 5, 6]] * 3))
 
 
+def test_positions_that_each_layer_reads_are_read_as_edited() -> None:
+    model, mask = variant("solu", torch.float64), padded("left")
+    moved = Steer(Site("pos_embed", pos=5), torch.arange(14.0).sin())
+    steer = Steer(Site("resid_pre", 1, pos=5), torch.arange(14.0))
+    rows = [Row(prompt, edits) for prompt in range(3) for edits in ((), (steer,))]
+    with model.edit([moved]):
+        assert_as_alone(model, some_tokens(), mask, rows, torch.tensor([[1, 5, 6]] * 3))
+
+
 def streams(model: HookedGPT, mask: Tensor | None, around: Around, pos: int = -1, **how: Any) -> tuple[Result, Tensor]:
     """Every position of every layer's stream patched, in one sweep and one by one, within what is around it."""
     clean, corrupted = some_tokens(), (some_tokens() + 4) % 13

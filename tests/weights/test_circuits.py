@@ -128,6 +128,15 @@ def test_scores_between_positions_are_the_qk_circuit_between_them(name: str) -> 
     close(torch.tensor(positional_qk(model, 1, 2).values), expected)
 
 
+def test_positions_beside_the_stream_pass_no_norm() -> None:
+    """Tokens that embed alike, in the middle of a norm: then a head's scores are those between positions."""
+    model = variant("solu", torch.float64, bias_qkv=False, bias_norm=False)
+    still = [("blocks.1.hook_resid_pre", lambda x, hook: torch.ones_like(x))]
+    scores = model.run_with_cache(some_tokens(), fwd_hooks=still)[1]["attn_scores", 1][0, 2]
+    expected = torch.tensor(positional_qk(model, 1, 2).values[:7, :7])
+    close(scores, expected.masked_fill(~torch.ones(7, 7).bool().tril(), -torch.inf))
+
+
 @pytest.mark.parametrize("name", ["llama", "gptj", "neox", "qwen3", "olmo2", "gemma2", "sandwich"])
 def test_rotary_scores_by_distance_are_those_of_the_model(name: str) -> None:
     """Every position has the same query and key: then the model's scores depend on the distance alone."""

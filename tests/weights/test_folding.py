@@ -19,7 +19,8 @@ RMS = dict.fromkeys(("llama", "olmo2", "qwen3", "gemma2", "relu2"), "normalizati
 REFUSED: dict[Fold, dict[str, str]] = {
     fold_norms: dict.fromkeys(
         ("post", "encoder", "olmo2", "sandwich", "gemma2", "output_ln", "attn_only_post"), "norm_position"
-    ),
+    )
+    | {"solu": "positional_embedding_type"},
     center_writes: RMS
     | {"attn_only": "normalization_type"}
     | dict.fromkeys(("post", "encoder", "sandwich", "output_ln", "attn_only_post"), "norm_position"),
@@ -96,6 +97,9 @@ MORE = [
     ("llama", {"normalization_type": "LN", "bias_norm": False}),
     ("attn_only", {"normalization_type": "LN"}),
     ("width_norm", {"bias_attn_out": False}),
+    ("solu", {"positional_embedding_type": "standard"}),
+    ("solu", {"positional_embedding_type": "standard", "bias_mlp": False}),
+    ("solu", {"positional_embedding_type": "standard", "normalization_type": "RMS"}),
 ]
 
 

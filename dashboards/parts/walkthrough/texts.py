@@ -64,6 +64,11 @@ def _no_position(facts: Facts) -> str | None:
             "Nothing is added to the stream here: this model's positions are rotary, and enter in q and k, "
             "at the stage Turn."
         )
+    if kind == "shortformer":
+        return (
+            "Nothing is added to the stream here: in each layer queries and keys read the position beside it, "
+            "at the stage Query, key, value."
+        )
     if kind is None:
         sees = "the mask alone tells what came before" if facts.cfg.attention_dir == "causal" else "order is not seen"
         return f"This model is given no positions: {sees}."
