@@ -27,7 +27,7 @@ What is another way underneath:
 - A `b_in` of a gated MLP is added before the gate is multiplied in, as in the papers.
 - A field of the config without effect is refused by name.
 
-Not here yet: `solu` and `solu_ln`, shortformer positions, and the data sets of the hub.
+Not here yet: the data sets of the hub.
 """
 
 from interp.classic import evals, head_detector, patching, train, utils

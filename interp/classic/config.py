@@ -89,6 +89,10 @@ class HookedTransformerConfig(GPTConfig):
         """The same without the classic names."""
         return GPTConfig(**{name: getattr(self, name) for name in _NATIVE})
 
+    def is_layer_norm_activation(self) -> bool:
+        """Whether neurons pass a norm behind their activation."""
+        return self.act_fn == "solu_ln"
+
     @staticmethod
     def set_seed_everywhere(seed: int) -> None:
         """Seed torch, NumPy and Python."""
@@ -162,8 +166,9 @@ def _translated(given: dict[str, Any], classic: dict[str, Any]) -> dict[str, Any
     if fields.get("attn_only"):
         for name in ("d_mlp", "act_fn", "gated_mlp", "bias_mlp"):
             fields.pop(name, None)
-    elif "act_fn" not in fields:
-        fields["act_fn"] = "relu"
+    else:
+        given_act = fields.setdefault("act_fn", "relu")
+        fields["act_fn"] = "gelu_new" if given_act == "gelu_fast" else given_act  # the same function
     is_made_here = "bias_qkv" not in given  # classic models have every bias
     if is_made_here:
         fields |= {"bias_unembed": True}

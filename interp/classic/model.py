@@ -509,7 +509,7 @@ def native_tokenizer(tokenizer: Any) -> Tokenizer:
 
 def _processed(model: HookedGPT, fold_ln: bool, center: bool, unembed: bool, values: bool, refactor: bool) -> HookedGPT:
     """A model of the same probabilities, its weights made simpler as asked, where that can be done."""
-    if fold_ln and model.cfg.normalization_type in ("LN", "RMS"):
+    if fold_ln and model.cfg.normalization_type in ("LN", "RMS") and not model.cfg.is_shortformer:
         model = centred_readers(fold_norms(model))
     if center and model.cfg.normalization_type in ("LN", "LNPre") and model.cfg.norm_position == "pre":
         model = center_writes(model)

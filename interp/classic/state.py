@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from interp.model import HookedGPT
+from interp.model.embed import LearnedPositions
 from interp.weights import FactoredMatrix
 from interp.weights.folding import like
 
@@ -16,7 +17,7 @@ _BIASES = ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out", "b_U")
 def classic_weights(model: HookedGPT) -> Iterator[tuple[str, Tensor | None]]:
     """Each weight by its classic name, as a view that can be written to; None for a bias that the model lacks."""
     yield "embed.W_E", model.embed.W_E
-    if model.cfg.positional_embedding_type == "standard":
+    if isinstance(model.pos_embed, LearnedPositions):
         yield "pos_embed.W_pos", model.pos_embed.W_pos
     shared = "_" if model.cfg.has_grouped_queries else ""
     for i, block in enumerate(model.blocks):
@@ -31,6 +32,7 @@ def classic_weights(model: HookedGPT) -> Iterator[tuple[str, Tensor | None]]:
         if not model.cfg.attn_only:
             for name in ("W_in", "b_in", *(("W_gate",) if model.cfg.gated_mlp else ()), "W_out", "b_out"):
                 yield f"{at}mlp.{name}", getattr(block.mlp, name)
+            yield from _of_norm(f"{at}mlp.ln", getattr(block.mlp, "ln", None))
     yield from _of_norm("ln_final", model.ln_final)
     yield "unembed.W_U", model.unembed.W_U
     yield "unembed.b_U", model.unembed.b_U
@@ -84,13 +86,15 @@ def load_classic(model: HookedGPT, weights: Mapping[str, Tensor], strict: bool =
 
 @torch.no_grad()
 def centred_readers(model: HookedGPT) -> HookedGPT:
-    """The same logits, with what reads past a LayerNorm of mean 0 over d_model: it reads no mean anyway."""
+    """The same logits, with what reads past a LayerNorm of mean 0 over what it reads: it reads no mean anyway."""
     if model.cfg.normalization_type != "LNPre" or model.cfg.norm_position != "pre":
         return model
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    readers = ["attn.qkv.weight", "mlp.up.weight", "mlp.gate.weight", "unembed.weight"]
+    readers += ["mlp.down.weight"] if model.cfg.act_fn == "solu_ln" else []
     for name, weight in weights.items():
-        if name.endswith(("attn.qkv.weight", "mlp.up.weight", "mlp.gate.weight", "unembed.weight")):
-            weight -= weight.mean(1, keepdim=True)  # stored [out, d_model]
+        if name.endswith(tuple(readers)):
+            weight -= weight.mean(1, keepdim=True)  # stored [out, in]
     return like(model, weights)
 
 

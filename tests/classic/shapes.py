@@ -22,6 +22,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "gpt2": SIZES | {"act_fn": "gelu_new"},
     "llama": SIZES | GATED | ROTARY | {"n_heads": 4, "n_key_value_heads": 2, "d_head": 6, "rotary_dim": 6},
     "neox": SIZES | ROTARY | {"act_fn": "gelu", "parallel_attn_mlp": True, "rotary_dim": 4},
+    "solu": SIZES | {"act_fn": "solu", "normalization_type": None},
+    "solu_ln": SIZES | {"act_fn": "solu_ln"},
+    "shortformer": SIZES | {"act_fn": "gelu_fast", "positional_embedding_type": "shortformer"},
     "attention": {k: v for k, v in SIZES.items() if k != "d_mlp"} | {"attn_only": True, "normalization_type": None},
 }
 

@@ -1,11 +1,9 @@
 """What the package's page names is there."""
 
 import re
-from typing import get_args
 
 import interp
 from interp import classic, interventions, lens, metrics, patching, weights
-from interp.config import Activation, PositionalEmbedding
 
 
 def test_what_is_recommended_natively_exists() -> None:
@@ -17,8 +15,3 @@ def test_what_is_recommended_natively_exists() -> None:
     for name in ("HookedGPT", "GPTConfig"):
         assert hasattr(interp, name)
     assert hasattr(interventions, "Patch")
-
-
-def test_what_is_said_to_be_missing_is() -> None:
-    assert "solu" not in get_args(Activation)
-    assert "shortformer" not in get_args(PositionalEmbedding)
