@@ -3,44 +3,36 @@
 # pyright: reportIncompatibleMethodOverride=false
 # What is overridden is called in the classic way here.
 
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.classic.cache import ActivationCache
+from interp.classic.calls import Calls
+from interp.classic.checkpoints import checkpoint_labels, of_transformers, opened, tokenizer_named, with_context
 from interp.classic.config import HookedTransformerConfig
 from interp.classic.factored import FactoredMatrix
-from interp.classic.hook_points import HookedRootModule
-from interp.classic.names import official_name
-from interp.classic.state import centred_readers, load_classic, refactored, to_classic
+from interp.classic.names import architecture, official_name
+from interp.classic.processing import processed, shortened
+from interp.classic.state import load_classic, to_classic
+from interp.classic.text import Side, native_tokenizer
 from interp.config import DTYPES
-from interp.model import HookedGPT, KVCache
-from interp.model.inputs import next_token_loss
-from interp.tokenization import Tokenizer
-from interp.weights import center_unembed, center_writes, composition_scores, fold_norms
-from interp.weights import fold_value_biases as fold_values
+from interp.model import HookedGPT
+from interp.weights import composition_scores
 
-Text = str | Sequence[str]
-Side = Literal["left", "right"]
 _SWITCHES = {
     "use_attn_result": ("hook_result",),
     "use_split_qkv_input": ("hook_q_input", "hook_k_input", "hook_v_input"),
     "use_hook_mlp_in": ("hook_mlp_in",),
     "use_attn_in": ("hook_attn_in",),
 }
-USE_DEFAULT_VALUE: Any = None
 
 
-class HookedTransformer(HookedRootModule, HookedGPT):
+class HookedTransformer(Calls):
     """The classic model: weights, hooks, caches and generation are those of `HookedGPT`, called in the classic way."""
-
-    cfg: HookedTransformerConfig
 
     def __init__(
         self,
@@ -51,7 +43,7 @@ class HookedTransformer(HookedRootModule, HookedGPT):
     ) -> None:
         cfg = HookedTransformerConfig.unwrap(cfg)
         if tokenizer is None and (name := cfg.described()["tokenizer_name"]) is not None:
-            tokenizer = Tokenizer.load(name)
+            tokenizer = tokenizer_named(name)
         ours = None if tokenizer is None else native_tokenizer(tokenizer)
         if cfg.d_vocab == -1:
             if ours is None:
@@ -115,39 +107,42 @@ class HookedTransformer(HookedRootModule, HookedGPT):
         default_padding_side: Side | None = None,
         dtype: torch.dtype | str = "float32",
         first_n_layers: int | None = None,
+        n_ctx: int | None = None,
         **from_pretrained_kwargs: Any,
     ) -> "HookedTransformer":
         """A checkpoint, its weights made simpler as asked; from `hf_model`, from a folder, or from the hub by any of
-        the classic names."""
-        if checkpoint_index is not None or checkpoint_value is not None or checkpoint_label is not None:
-            raise ValueError("checkpoints are asked for by their revision on the hub: revision='step1000'")
+        the classic names. Of a shortformer, whose positions pass no norm, only value biases are folded."""
         if n_devices != 1:
             raise ValueError(f"n_devices={n_devices}: a model lies on one device")
-        kept = {
-            name: from_pretrained_kwargs[name] for name in ("revision", "cache_dir") if name in from_pretrained_kwargs
-        }
         if unknown := sorted(set(from_pretrained_kwargs) - {"revision", "cache_dir", "torch_dtype", "token"}):
             raise ValueError(f"from_pretrained knows nothing of {unknown}")
+        kept = {name: from_pretrained_kwargs.get(name) for name in ("revision", "cache_dir")}
         dtype = from_pretrained_kwargs.get("torch_dtype", dtype)
         exact = DTYPES[dtype.removeprefix("torch.")] if isinstance(dtype, str) else dtype
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if hf_model is None:
-            loaded = HookedGPT.from_pretrained(official_name(model_name), dtype=exact, device=device, **kept)
+        checkpoint = checkpoint_value if checkpoint_value is not None else checkpoint_label
+        if checkpoint_index is not None:
+            checkpoint = checkpoint_labels(model_name)[0][checkpoint_index]
+        if hf_model is not None:
+            loaded = of_transformers(hf_model, exact, device)
         else:
-            with tempfile.TemporaryDirectory() as folder:
-                hf_model.save_pretrained(folder)
-                loaded = HookedGPT.from_pretrained(Path(folder), dtype=exact, device=device)
+            loaded = opened(model_name, exact, device, checkpoint, tokenizer, **kept)
         if tokenizer is not None:
             loaded.tokenizer = native_tokenizer(tokenizer)
         if first_n_layers is not None:
-            loaded = _shortened(loaded, first_n_layers)
+            loaded = shortened(loaded, first_n_layers)
+        if n_ctx is not None:
+            loaded = with_context(loaded, n_ctx)
         if default_prepend_bos is not None:
             loaded.cfg = replace(loaded.cfg, default_prepend_bos=default_prepend_bos)
-        loaded = _processed(
+        if loaded.cfg.is_shortformer:
+            fold_ln = center_writing_weights = center_unembed = False
+        loaded = processed(
             loaded, fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices
         )
-        named = {"model_name": model_name.rpartition("/")[2], "tokenizer_name": None}
-        model = cls.of(loaded, **named)
+        official = official_name(model_name)
+        about = {"model_name": official.rpartition("/")[2], "original_architecture": architecture(official)}
+        model = cls.of(loaded, **about, from_checkpoint=checkpoint is not None, checkpoint_value=checkpoint)
         model.default_padding_side = default_padding_side or "right"
         return model
 
@@ -217,8 +212,9 @@ class HookedTransformer(HookedRootModule, HookedGPT):
         """Make the weights simpler as asked, in place."""
         self._become(fold_ln, center_writing_weights, center_unembed, True, refactor_factored_attn_matrices)
 
-    def _become(self, *choices: bool) -> None:
-        self.__dict__.update(type(self).of(_processed(self.native(), *choices), **self.cfg.described()).__dict__)
+    def _become(self, fold: bool, center: bool, unembed: bool, values: bool, refactor: bool) -> None:
+        made = processed(self.native(), fold, center, unembed, values, refactor)
+        self.__dict__.update(type(self).of(made, **self.cfg.described()).__dict__)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Write the model to a folder that `HookedGPT.from_pretrained` and this class open."""
@@ -311,220 +307,6 @@ class HookedTransformer(HookedRootModule, HookedGPT):
         setattr(self.cfg, name, on)
         self._settle()
 
-    # Calls
-
-    def forward(
-        self,
-        input: Text | Tensor,
-        return_type: Literal["logits", "loss", "both"] | None = "logits",
-        loss_per_token: bool = False,
-        prepend_bos: bool | None = USE_DEFAULT_VALUE,
-        padding_side: Side | None = USE_DEFAULT_VALUE,
-        start_at_layer: int | None = None,
-        tokens: Int[Tensor, "batch pos"] | None = None,
-        attention_mask: Tensor | None = None,
-        stop_at_layer: int | None = None,
-        past_kv_cache: KVCache | None = None,
-        last_only: bool = False,
-    ) -> Any:
-        """Logits, the next-token loss, both, or nothing; or the stream before `stop_at_layer`."""
-        if not isinstance(input, Tensor):
-            input, attention_mask = self._read(input, prepend_bos, padding_side, attention_mask)
-        between: dict[str, Any] = {"start_at_layer": start_at_layer, "stop_at_layer": stop_at_layer}
-        if start_at_layer is not None and stop_at_layer is None and return_type in ("loss", "both"):
-            if tokens is None:
-                raise ValueError("a loss from start_at_layer on needs tokens=")
-            logits = HookedGPT.forward(self, input, attention_mask=attention_mask, **between)
-            loss = self.loss_fn(logits, tokens, attention_mask, loss_per_token)
-            return loss if return_type == "loss" else (logits, loss)
-        return HookedGPT.forward(
-            self,
-            input,
-            "logits" if stop_at_layer is not None and return_type is not None else return_type,
-            loss_per_token=loss_per_token and return_type in ("loss", "both"),
-            attention_mask=attention_mask,
-            past_kv_cache=past_kv_cache,
-            last_only=last_only,
-            **between,
-        )
-
-    def loss_fn(
-        self, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None = None, per_token: bool = False
-    ) -> Tensor:
-        """The next-token loss of logits."""
-        mask = None if attention_mask is None else attention_mask.bool()
-        return next_token_loss(logits, tokens, mask, per_token)
-
-    def run_with_cache(
-        self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
-    ) -> tuple[Any, Any]:
-        """What a call returns, and what it computed."""
-        kwargs.pop("reset_hooks_end", None)
-        clears = kwargs.pop("clear_contexts", False)
-        named = dict(zip(("input", "return_type"), model_args, strict=False)) | kwargs
-        per_token = named.pop("loss_per_token", False)
-        side = named.pop("padding_side", USE_DEFAULT_VALUE)
-        if per_token and named.get("incl_bwd"):
-            raise ValueError("incl_bwd differentiates one number; loss_per_token gives many")
-        if not isinstance(named["input"], Tensor):
-            given, mask = self._read(
-                named["input"], named.pop("prepend_bos", USE_DEFAULT_VALUE), side, named.get("attention_mask")
-            )
-            named |= {"input": given, "attention_mask": mask}
-        else:
-            named.pop("prepend_bos", None)
-        with_loss = named.get("return_type") if per_token else None
-        if with_loss in ("loss", "both"):
-            named["return_type"] = "logits"
-        out, cache = HookedGPT.run_with_cache(self, named.pop("input"), remove_batch_dim=remove_batch_dim, **named)
-        if with_loss in ("loss", "both"):
-            assert cache.tokens is not None
-            loss = self.loss_fn(out, cache.tokens, cache.attention_mask, per_token=True)
-            out = loss if with_loss == "loss" else (out, loss)
-        if clears:
-            self.clear_contexts()
-        return out, ActivationCache.of(cache) if return_cache_object else dict(cache)
-
-    def generate(
-        self,
-        input: Text | Tensor = "",
-        max_new_tokens: int = 10,
-        stop_at_eos: bool = True,
-        eos_token_id: int | Sequence[int] | None = None,
-        do_sample: bool = True,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        temperature: float = 1.0,
-        freq_penalty: float = 0.0,
-        use_past_kv_cache: bool = True,
-        prepend_bos: bool | None = USE_DEFAULT_VALUE,
-        padding_side: Side | None = USE_DEFAULT_VALUE,
-        return_type: Literal["input", "str", "tokens"] | None = "input",
-        verbose: bool = True,
-        seed: int | None = None,
-    ) -> Any:
-        """The prompt and more of it: text for text, tokens for tokens, unless `return_type` says otherwise.
-
-        Keys and values are always kept; `use_past_kv_cache=False` asks for nothing else.
-        """
-        if freq_penalty:
-            raise ValueError(f"freq_penalty={freq_penalty}: say repetition_penalty of HookedGPT.generate instead")
-        self.eval()
-        ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or ())
-        if return_type not in ("input", "str", "tokens", None):
-            raise ValueError(f"return_type={return_type!r}; allowed: 'input', 'str', 'tokens'")
-        is_text = not isinstance(input, Tensor)
-        wanted = "tokens" if return_type == "tokens" or (return_type in ("input", None) and not is_text) else "text"
-        return HookedGPT.generate(
-            self,
-            input,
-            max_new_tokens,
-            temperature=temperature if do_sample else 0,
-            top_k=top_k if do_sample else None,
-            top_p=top_p if do_sample else None,
-            eos_token_id=ends[0] if ends else None,
-            stop=ends[1:],
-            stop_at_eos=stop_at_eos,
-            prepend_bos=prepend_bos if is_text else None,
-            seed=seed,
-            return_type=wanted,
-            progress=verbose,
-        )
-
-    def generate_stream(
-        self, input: Text | Tensor = "", max_new_tokens: int = 10, max_tokens_per_yield: int = 25, **choices: Any
-    ) -> Iterator[Tensor]:
-        """The prompt's tokens, then the new ones, at most so many at a time. (All are made before any is given.)"""
-        tokens = input if isinstance(input, Tensor) else self._read(input, choices.get("prepend_bos"), "left", None)[0]
-        choices |= {"return_type": "tokens", "verbose": False}
-        yield tokens
-        done, whole = 0, self.generate(tokens, max_new_tokens, **choices)
-        new = whole[:, tokens.shape[1] :]
-        while done < new.shape[1]:
-            yield new[:, done : done + max_tokens_per_yield]
-            done += max_tokens_per_yield
-
-    # Text
-
-    def set_tokenizer(self, tokenizer: Any, default_padding_side: Side | None = None) -> None:
-        """The tokenizer that reads and writes text from now on."""
-        self.tokenizer = native_tokenizer(tokenizer)
-        self.default_padding_side = default_padding_side or self.default_padding_side
-        if self.tokenizer.d_vocab > self.cfg.d_vocab:
-            raise ValueError(f"the tokenizer has {self.tokenizer.d_vocab} tokens, the model d_vocab={self.cfg.d_vocab}")
-
-    def to_tokens(
-        self,
-        input: Text,
-        prepend_bos: bool | None = USE_DEFAULT_VALUE,
-        padding_side: Side | None = USE_DEFAULT_VALUE,
-        move_to_device: bool = True,
-        truncate: bool = True,
-    ) -> Int[Tensor, "batch pos"]:
-        """The token ids of one text or several, cut at the length of the context."""
-        tokens = HookedGPT.to_tokens(self, input, prepend_bos, padding_side or self.default_padding_side)
-        tokens = tokens[:, : self.cfg.n_ctx] if truncate else tokens
-        return tokens if move_to_device else tokens.cpu()
-
-    def _read(
-        self, text: Text, prepend_bos: bool | None, padding_side: Side | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        tokens, found = self.read_input(text, prepend_bos, mask, padding_side or self.default_padding_side)
-        return tokens[:, : self.cfg.n_ctx], None if found is None else found[:, : self.cfg.n_ctx]
-
-    def to_str_tokens(
-        self,
-        input: str | Tensor | Sequence[Any],
-        prepend_bos: bool | None = USE_DEFAULT_VALUE,
-        padding_side: Side | None = USE_DEFAULT_VALUE,
-    ) -> Any:
-        """The text of each token; of several texts, a list for each."""
-        if isinstance(input, list | tuple) and input and not isinstance(input[0], int):
-            return [self.to_str_tokens(each, prepend_bos) for each in input]
-        if isinstance(input, Tensor) and input.ndim == 2 and len(input) == 1:
-            input = input[0]
-        return HookedGPT.to_str_tokens(self, cast(Any, input), prepend_bos)
-
-    def tokens_to_residual_directions(self, tokens: Any) -> Tensor:
-        """The direction in the final stream that raises each token's logit."""
-        if isinstance(tokens, str):
-            return HookedGPT.tokens_to_residual_directions(self, tokens)
-        ids = torch.as_tensor(tokens, device=self.W_U.device)
-        return self.W_U.T[ids[0] if ids.ndim == 1 and len(ids) == 1 else ids]
-
     def to(self, device_or_dtype: Any, print_details: bool = True) -> "HookedTransformer":
         """On another device, or in another precision."""
         return cast(HookedTransformer, nn.Module.to(self, device_or_dtype))
-
-
-def native_tokenizer(tokenizer: Any) -> Tokenizer:
-    """A tokenizer of `transformers` as ours; ours as it is."""
-    if isinstance(tokenizer, Tokenizer):
-        return tokenizer
-    if not hasattr(tokenizer, "backend_tokenizer"):
-        raise TypeError(f"{type(tokenizer).__name__} is no fast tokenizer; load it with use_fast=True")
-    special = {name: getattr(tokenizer, name, None) for name in ("bos_token", "eos_token", "pad_token")}
-    return Tokenizer.from_json(tokenizer.backend_tokenizer.to_str(), **special)
-
-
-def _processed(model: HookedGPT, fold_ln: bool, center: bool, unembed: bool, values: bool, refactor: bool) -> HookedGPT:
-    """A model of the same probabilities, its weights made simpler as asked, where that can be done."""
-    if fold_ln and model.cfg.normalization_type in ("LN", "RMS") and not model.cfg.is_shortformer:
-        model = centred_readers(fold_norms(model))
-    if center and model.cfg.normalization_type in ("LN", "LNPre") and model.cfg.norm_position == "pre":
-        model = center_writes(model)
-    if unembed and model.cfg.output_logits_soft_cap is None:
-        model = center_unembed(model)
-    if values:
-        model = fold_values(model)
-    return refactored(model) if refactor else model
-
-
-def _shortened(model: HookedGPT, n_layers: int) -> HookedGPT:
-    """A model of the first layers."""
-    kinds = model.cfg.attn_types and model.cfg.attn_types[:n_layers]
-    short = HookedGPT(replace(model.cfg, n_layers=n_layers, attn_types=kinds, device="meta"), model.tokenizer)
-    weights = model.state_dict()
-    short.load_state_dict({name: weights[name] for name in short.state_dict()}, assign=True)
-    short.cfg = replace(short.cfg, device=model.cfg.device)
-    return short.train(model.training)

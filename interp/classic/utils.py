@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.classic.model import USE_DEFAULT_VALUE
 from interp.classic.slices import Slice, SliceInput
+from interp.classic.text import USE_DEFAULT_VALUE
 from interp.weights import FactoredMatrix
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from interp.loading.files import TensorFiles, read_json
 from interp.loading.own import OURS, opened, save
 from interp.tokenization import Tokenizer
 
-__all__ = ["BUNDLED", "FAMILIES", "Checkpoint", "bundled", "downloaded", "open_checkpoint", "save"]
+__all__ = ["BUNDLED", "FAMILIES", "Checkpoint", "bundled", "downloaded", "open_checkpoint", "save", "tokenizer_of"]
 
 
 BUNDLED = Path(__file__).parent.parent / "zoo" / "models"
@@ -56,7 +57,7 @@ def _outside(folder: Path, tensors: TensorFiles) -> Checkpoint:
         raise ValueError(f"{file} lacks {error}, which a {kind} model has") from None
     except (TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"{file} has values of the wrong type for a {kind} model: {error}") from None
-    tokenizer, prepends_bos = _tokenizer(folder)
+    tokenizer, prepends_bos = tokenizer_of(folder)
     if not isinstance(values["n_layers"], int) or values["n_layers"] > len(tensors):
         raise ValueError(f"{file} asks for {values['n_layers']} layers; the weights are {len(tensors)} tensors")
     cfg = GPTConfig(**values, dtype=_stored_dtype(tensors), default_prepend_bos=prepends_bos)
@@ -87,7 +88,7 @@ def _stored_dtype(tensors: TensorFiles) -> torch.dtype:
     return dtype
 
 
-def _tokenizer(folder: Path) -> tuple[Tokenizer | None, bool]:
+def tokenizer_of(folder: Path) -> tuple[Tokenizer | None, bool]:
     """The folder's tokenizer, and whether its texts begin with a token of their own."""
     about: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
@@ -104,8 +105,10 @@ def _tokenizer(folder: Path) -> tuple[Tokenizer | None, bool]:
     return tokenizer, tokenizer.bos_token is not None and about.get("add_bos_token", True) is not False
 
 
-def downloaded(name: str, revision: str | None, cache_dir: str | Path | None) -> Path:
-    """The folder in the hub's cache that holds a model, downloaded if need be."""
+def downloaded(
+    name: str, revision: str | None, cache_dir: str | Path | None, files: Sequence[str] | None = None
+) -> Path:
+    """The folder in the hub's cache that holds a model, downloaded if need be: these files of it, or what is read."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise FileNotFoundError(
             f"no folder {name!r}, none of the models that come along ({', '.join(bundled())}), "
@@ -113,6 +116,8 @@ def downloaded(name: str, revision: str | None, cache_dir: str | Path | None) ->
         )
     get = partial(huggingface_hub.snapshot_download, name, revision=revision, cache_dir=cache_dir)
     try:
+        if files is not None:
+            return Path(get(allow_patterns=list(files)))
         folder = Path(
             get(allow_patterns=["*.json", "*.safetensors", "*.txt"], ignore_patterns=["consolidated*", "original/*"])
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interp import classic
 from interp.classic import evals, head_detector, patching, utils
+from interp.classic import loading_from_pretrained as loading
 from tests.classic.shapes import KINDS, filled, rows
 
 tl = pytest.importorskip("transformer_lens", reason="transformer_lens is not installed")
@@ -164,11 +165,34 @@ def test_greedy_generation_is_the_same(kind: str) -> None:
     assert torch.equal(a, ours.generate(rows(n_pos=4), 5, **choices))
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "shortformer"])
+def test_what_comes_as_a_stream_and_what_follows_an_end_is_the_same(kind: str) -> None:
+    their, ours = pair(kind)
+    choices: dict[str, Any] = {"do_sample": False, "verbose": False, "use_past_kv_cache": False}
+    written = ours.generate(rows(n_pos=4), 9, stop_at_eos=False, **choices)[:, 4:]
+    for ends in (int(written[0, 2]), [int(written[0, 2]), int(written[1, 5])], written[:, 3].tolist()):
+        choices["eos_token_id"] = ends
+        a, b = (model.generate(rows(n_pos=4), 9, **choices) for model in (their, ours))
+        assert torch.equal(a, b)
+        for n_each in (3, 5, 6, 99):
+            one, other = (list(model.generate_stream(rows(n_pos=4), 9, n_each, **choices)) for model in (their, ours))
+            assert [x.tolist() for x in one] == [x.tolist() for x in other]
+
+
 def test_functions_take_the_same_arguments() -> None:
     for name in utils.__all__:
         one, other = getattr(tl.utilities, name), getattr(utils, name)
         if inspect.isfunction(one):
             assert list(inspect.signature(one).parameters) == list(inspect.signature(other).parameters), name
+
+
+def test_names_of_checkpoints_mean_the_same() -> None:
+    theirs = tl.loading.make_model_alias_map()
+    ours = {name: official for name, official in loading.make_model_alias_map().items() if name in theirs}
+    assert len(ours) > 400
+    assert ours == {name: theirs[name] for name in ours}
+    assert loading.PYTHIA_CHECKPOINTS == tl.loading.PYTHIA_CHECKPOINTS
+    assert loading.STANFORD_CRFM_CHECKPOINTS == tl.loading.STANFORD_CRFM_CHECKPOINTS
 
 
 def test_short_names_mean_the_same() -> None:

@@ -73,7 +73,8 @@ def test_a_model_of_transformers_is_taken_as_it_is() -> None:
     with torch.no_grad():
         expected = theirs(rows()).logits.log_softmax(-1)
     torch.testing.assert_close(model(rows()).log_softmax(-1), expected, atol=1e-5, rtol=1e-4)
-    assert model.cfg.described()["model_name"] == "gpt2-small"
+    about = model.cfg.described()
+    assert (about["model_name"], about["original_architecture"]) == ("gpt2", "GPT2LMHeadModel")
 
 
 def test_switches_put_what_is_always_there_into_a_whole_cache() -> None:
@@ -130,8 +131,21 @@ def test_text_goes_in_and_out() -> None:
     choices: dict[str, Any] = {"do_sample": False, "stop_at_eos": False}
     assert torch.equal(model.generate(tokens, 4, verbose=False, **choices), expected)
     streamed = list(model.generate_stream(tokens, 4, max_tokens_per_yield=3, **choices))
-    assert [each.shape[1] for each in streamed] == [tokens.shape[1], 3, 1]
+    assert [each.shape[1] for each in streamed] == [tokens.shape[1] + 1, 3]
     assert torch.equal(torch.cat(streamed, 1), expected)
+
+
+def test_a_stream_comes_as_it_is_made_under_the_hooks_of_its_call() -> None:
+    model, passes = filled("gpt2"), list[int]()
+    count = lambda x, hook: passes.append(x.shape[1])
+    with model.hooks([("hook_embed", count)]):
+        stream = model.generate_stream(rows(n_pos=4), 6, 5, do_sample=False, stop_at_eos=False)
+    assert not passes
+    assert next(stream).shape[1] == 5
+    assert passes == [4]
+    assert next(stream).shape[1] == 5
+    assert passes == [4, 1, 1, 1, 1, 1]
+    assert not list(stream)
 
 
 def test_sums_of_weights_are_those_of_the_theory() -> None:
