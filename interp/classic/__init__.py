@@ -27,14 +27,29 @@ What is another way underneath:
 - A `b_in` of a gated MLP is added before the gate is multiplied in, as in the papers.
 - A field of the config without effect is refused by name.
 
-Not here yet: the data sets of the hub.
+Left out on purpose:
+
+- encoders, encoder-decoders, audio, mixtures of experts, state-space models, quantised weights: another architecture
+- `components`, `factories`, `conversion_utils`, `TransformerBridge`: `interp.model` has the parts, `interp.loading`
+  the conversions
+- models over several devices (`n_devices`, `utils` on devices): `torchrun` and `interp.training.parallel`
+- processing of a loose state dict (`fold_layer_norm`, `center_unembed` …): `load_and_process_state_dict`, or `weights`
+- inner steps of a pass (`get_residual`, `get_pos_offset`) and checks of hooks: there is no such step here
+- `freq_penalty` of `generate`: `repetition_penalty` of `HookedGPT.generate`; `utils.sample_logits` has both
+- `get_tokenizer_with_bos`, `tokenizer_prepends_bos`: tokenizers here never begin a text by themselves
+- a hook's `alias_names`, `enable_reshape`: of the bridge to other libraries' models
+- `mmlu_eval`: a benchmark of its own; `wandb=True` of `train`: nothing is sent anywhere
+- the toy models called `…_old`, and GPT-Neo: a layout, and an architecture, of their own
+- a module for each class (`transformer_lens.HookedTransformer`): classes are imported from the package
 """
 
-from interp.classic import evals, head_detector, patching, train, utils
+from interp.classic import evals, head_detector, hook_points, patching, train, utils
+from interp.classic import loading_from_pretrained as loading
 from interp.classic.cache import ActivationCache
 from interp.classic.config import HookedTransformerConfig
 from interp.classic.factored import FactoredMatrix
 from interp.classic.hook_points import HookedRootModule
+from interp.classic.key_value_cache import TransformerLensKeyValueCache, TransformerLensKeyValueCacheEntry
 from interp.classic.model import HookedTransformer
 from interp.classic.svd_interpreter import SVDInterpreter
 
@@ -45,8 +60,12 @@ __all__ = [
     "HookedTransformer",
     "HookedTransformerConfig",
     "SVDInterpreter",
+    "TransformerLensKeyValueCache",
+    "TransformerLensKeyValueCacheEntry",
     "evals",
     "head_detector",
+    "hook_points",
+    "loading",
     "patching",
     "train",
     "utils",

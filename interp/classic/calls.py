@@ -28,12 +28,24 @@ class Calls(Texts):
         padding_side: Side | None = USE_DEFAULT_VALUE,
         start_at_layer: int | None = None,
         tokens: Int[Tensor, "batch pos"] | None = None,
+        shortformer_pos_embed: Tensor | None = None,
         attention_mask: Tensor | None = None,
         stop_at_layer: int | None = None,
         past_kv_cache: KVCache | None = None,
         last_only: bool = False,
     ) -> Any:
-        """Logits, the next-token loss, both, or nothing; or the stream before `stop_at_layer`."""
+        """Logits, the next-token loss, both, or nothing; or the stream before `stop_at_layer`.
+
+        `shortformer_pos_embed` is what queries and keys read in place of the positions' own vectors.
+        """
+        if shortformer_pos_embed is not None:
+            if not self.cfg.is_shortformer:
+                raise ValueError("shortformer_pos_embed: this model's positions are no shortformer's")
+            with self.hooks([("hook_pos_embed", lambda x, hook: shortformer_pos_embed.expand_as(x))]):  # noqa: ARG005
+                return self.forward(
+                    input, return_type, loss_per_token, prepend_bos, padding_side, start_at_layer, tokens, None,
+                    attention_mask, stop_at_layer, past_kv_cache, last_only,
+                )  # fmt: skip
         if not isinstance(input, Tensor):
             input, attention_mask = self._read(input, prepend_bos, padding_side, attention_mask)
         between: dict[str, Any] = {"start_at_layer": start_at_layer, "stop_at_layer": stop_at_layer}
@@ -53,6 +65,24 @@ class Calls(Texts):
             last_only=last_only,
             **between,
         )
+
+    def input_to_embed(
+        self,
+        input: Text | Tensor,
+        prepend_bos: bool | None = USE_DEFAULT_VALUE,
+        padding_side: Side | None = USE_DEFAULT_VALUE,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The first stream, its tokens, the positions that a shortformer reads beside it, and the attention mask."""
+        if isinstance(input, Tensor):
+            tokens = torch.atleast_2d(input).to(self.device)
+        else:
+            tokens, attention_mask = self._read(input, prepend_bos, padding_side, attention_mask)
+        kept: list[Tensor] = []
+        beside = ["hook_pos_embed"] if self.cfg.is_shortformer else []
+        with self.recording(beside, lambda x, hook: kept.append(x)):  # noqa: ARG005
+            resid = HookedGPT.forward(self, tokens, attention_mask=attention_mask, stop_at_layer=0)
+        return resid, tokens, kept[0] if kept else None, attention_mask
 
     def loss_fn(
         self, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None = None, per_token: bool = False

@@ -13,13 +13,12 @@ from torch import Tensor
 from interp.classic.config import HookedTransformerConfig
 from interp.classic.names import TOYS, official_name
 from interp.classic.state import load_classic
-from interp.loading import bundled, downloaded, tokenizer_of
+from interp.classic.tokenizers import tokenizer_named
+from interp.loading import bundled, downloaded
 from interp.loading.files import read_json
 from interp.model import HookedGPT
 from interp.model.embed import LearnedPositions
-from interp.tokenization import Tokenizer
 
-_TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 STANFORD_CRFM_CHECKPOINTS = [
     *range(0, 100, 10), *range(100, 2000, 50), *range(2000, 20_000, 100), *range(20_000, 400_001, 1000),
 ]  # fmt: skip
@@ -68,17 +67,6 @@ def classic_config(values: dict[str, Any]) -> HookedTransformerConfig:
     given["positional_embedding_type"] = "shortformer" if values.get("shortformer_pos") else "standard"
     given |= {name: values[name] for name in ("tokenizer_name", "final_rms") if name in values}
     return HookedTransformerConfig(**given, original_architecture=values.get("architecture", "neel"))
-
-
-def tokenizer_named(name: str, cache_dir: str | None = None) -> Tokenizer:
-    """The tokenizer in a folder or a file, or that the hub has under a name."""
-    where = Path(name).expanduser()
-    if where.exists():
-        return Tokenizer.load(where)
-    found, _ = tokenizer_of(downloaded(official_name(name), None, cache_dir, _TOKENIZER))
-    if found is None:
-        raise FileNotFoundError(f"{name!r} has no tokenizer.json, nor a pair of vocab.json and merges.txt")
-    return found
 
 
 def checkpoint_labels(name: str) -> tuple[list[int], str]:

@@ -1,5 +1,8 @@
 """HookedTransformerConfig: a `GPTConfig` that is written, read and changed in the classic names."""
 
+# pyright: reportIncompatibleMethodOverride=false
+# What is overridden is called in the classic way here.
+
 import random
 from collections.abc import Mapping
 from dataclasses import fields
@@ -51,7 +54,7 @@ class HookedTransformerConfig(GPTConfig):
         self.__dict__.update(_made(given))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _FREE:
+        if name in _FREE or (name == "default_prepend_bos" and self.__dict__.get(_SEALED)):
             self.__dict__[name] = value
         elif self.__dict__.get(_SEALED):
             raise AttributeError(f"{name} is settled: a model was built of this config; make another of to_dict()")
@@ -63,9 +66,9 @@ class HookedTransformerConfig(GPTConfig):
         self.__dict__[_SEALED] = True
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "HookedTransformerConfig":
+    def from_dict(cls, config_dict: Mapping[str, Any]) -> "HookedTransformerConfig":
         """The config of these fields, classic or native."""
-        return cls(**values)
+        return cls(**config_dict)
 
     @classmethod
     def unwrap(cls, config: "HookedTransformerConfig | Mapping[str, Any]") -> "HookedTransformerConfig":

@@ -1,21 +1,86 @@
 """Small evaluations: repeats of random tokens, and the indirect object."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from interp.classic.datasets import load_dataset, tokenize_and_concatenate
 from interp.classic.utils import lm_cross_entropy_loss
 
+_PROSE = (
+    "For a long time people looked at the night sky with nothing but their eyes. Then somebody put two pieces of glass "
+    "into a tube, and the moon had mountains. What had been a point of light turned out to be a world with moons of "
+    "its own, and those who had drawn the old maps had to begin again."
+)
 _TEMPLATES = (
     "[A] and [B] went to the [LOCATION] to buy [OBJECT]. [B] handed the [OBJECT] to [A]",
     "Then, [B] and [A] went to the [LOCATION]. [B] gave the [OBJECT] to [A]",
 )
 _NOUNS = {"LOCATION": ["store", "market"], "OBJECT": ["milk", "eggs", "bread"]}
+
+
+def sanity_check(model: Any) -> Tensor:
+    """The loss on a paragraph of prose: a model that has learned to write has less than 5, one that has not, over 7."""
+    return model(_PROSE, return_type="loss")
+
+
+def _loader(tokenizer: Any, batch_size: int, *name: str, column_name: str = "text") -> DataLoader[Any]:
+    texts = load_dataset(*name, split="train")
+    rows = tokenize_and_concatenate(texts, tokenizer, column_name=column_name)
+    return DataLoader(rows, batch_size=batch_size, shuffle=True, drop_last=True)
+
+
+def make_wiki_data_loader(tokenizer: Any, batch_size: int = 8) -> DataLoader[Any]:
+    """Rows of 1024 tokens of Wikitext-2."""
+    return _loader(tokenizer, batch_size, "wikitext", "wikitext-2-v1")
+
+
+def make_owt_data_loader(tokenizer: Any, batch_size: int = 8) -> DataLoader[Any]:
+    """Rows of 1024 tokens of pages that many linked to: much like GPT-2's texts."""
+    return _loader(tokenizer, batch_size, "stas/openwebtext-10k")
+
+
+def make_pile_data_loader(tokenizer: Any, batch_size: int = 8) -> DataLoader[Any]:
+    """Rows of 1024 tokens of the Pile."""
+    return _loader(tokenizer, batch_size, "NeelNanda/pile-10k")
+
+
+def make_code_data_loader(tokenizer: Any, batch_size: int = 8) -> DataLoader[Any]:
+    """Rows of 1024 tokens of Python."""
+    return _loader(tokenizer, batch_size, "codeparrot/codeparrot-valid-v2-near-dedup", column_name="content")
+
+
+DATASET_NAMES = ["wiki", "owt", "pile", "code"]
+DATASET_LOADERS = [make_wiki_data_loader, make_owt_data_loader, make_pile_data_loader, make_code_data_loader]
+
+
+@torch.no_grad()
+def evaluate_on_dataset(
+    model: Any, data_loader: Iterable[dict[str, Tensor]], truncate: int = 100, device: str | None = None
+) -> float:
+    """The mean loss of the first `truncate` batches."""
+    batches = tqdm(islice(data_loader, truncate), desc="evaluation", delay=1.0)
+    losses = [model(batch["tokens"].to(device or model.device), return_type="loss").item() for batch in batches]
+    if not losses:
+        raise ValueError("there is no batch to evaluate on")
+    return sum(losses) / len(losses)
+
+
+def evaluate(model: Any, truncate: int = 100, batch_size: int = 8, tokenizer: Any = None) -> dict[str, float]:
+    """The loss on each of four data sets of the hub."""
+    found = {}
+    for name, loader in zip(DATASET_NAMES, DATASET_LOADERS, strict=True):
+        rows = loader(tokenizer or model.tokenizer, batch_size)
+        found[f"{name}_loss"] = evaluate_on_dataset(model, rows, truncate)
+        print(f"{name}: {found[f'{name}_loss']}")
+    return found
 
 
 @torch.no_grad()

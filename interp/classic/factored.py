@@ -3,6 +3,8 @@
 # pyright: reportIncompatibleMethodOverride=false
 # What is overridden is called in the classic way here.
 
+from typing import cast
+
 from torch import Tensor
 
 from interp import weights
@@ -31,6 +33,10 @@ class FactoredMatrix(weights.FactoredMatrix):
     @property
     def Vh(self) -> Tensor:
         return self.V
+
+    def unsqueeze(self, k: int) -> "FactoredMatrix":
+        """With a new leading axis of length 1."""
+        return cast(FactoredMatrix, super().unsqueeze(k))
 
     def get_corner(self, k: int = 3) -> Tensor:
         """The first entries along every axis, multiplied out."""

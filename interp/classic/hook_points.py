@@ -181,11 +181,17 @@ class HookedRootModule(hooks.HookedModule):
         for name in self.hook_dict:
             self._point(name).clear_context()
 
-    def list_hooks(self, including_permanent: bool = True) -> dict[str, list[LensHandle]]:
+    def list_hooks(
+        self, name_filter: NamesFilter = None, dir: Directions = "both", including_permanent: bool = True
+    ) -> dict[str, list[LensHandle]]:
         """What lasts where."""
         kept = {
-            name: [each for each in self._point(name).handles if including_permanent or not each.is_permanent]
-            for name in self.hook_dict
+            name: [
+                each
+                for each in self._point(name).handles
+                if dir in ("both", each.dir) and (including_permanent or not each.is_permanent)
+            ]
+            for name in (self.hook_dict if name_filter is None else self.hook_names(name_filter))
         }
         return {name: handles for name, handles in kept.items() if handles}
 

@@ -12,13 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.classic.calls import Calls
-from interp.classic.checkpoints import checkpoint_labels, of_transformers, opened, tokenizer_named, with_context
+from interp.classic.checkpoints import checkpoint_labels, of_transformers, opened, with_context
 from interp.classic.config import HookedTransformerConfig
 from interp.classic.factored import FactoredMatrix
 from interp.classic.names import architecture, official_name
 from interp.classic.processing import processed, shortened
 from interp.classic.state import load_classic, to_classic
-from interp.classic.text import Side, native_tokenizer
+from interp.classic.text import Side
+from interp.classic.tokenizers import native_tokenizer, tokenizer_named
 from interp.config import DTYPES
 from interp.model import HookedGPT
 from interp.weights import composition_scores
@@ -310,3 +311,7 @@ class HookedTransformer(Calls):
     def to(self, device_or_dtype: Any, print_details: bool = True) -> "HookedTransformer":
         """On another device, or in another precision."""
         return cast(HookedTransformer, nn.Module.to(self, device_or_dtype))
+
+    def mps(self) -> "HookedTransformer":
+        """On an Apple GPU."""
+        return self.to("mps")

@@ -1,7 +1,8 @@
 """The small functions that classic notebooks call."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,29 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.classic.datasets import download_file_from_hf, get_dataset, keep_single_column, tokenize_and_concatenate
+from interp.classic.initialization import (
+    calc_fan_in_and_fan_out,
+    init_kaiming_normal_,
+    init_kaiming_uniform_,
+    init_xavier_normal_,
+    init_xavier_uniform_,
+)
 from interp.classic.slices import Slice, SliceInput
 from interp.classic.text import USE_DEFAULT_VALUE
+from interp.model import mlp
 from interp.weights import FactoredMatrix
 
 __all__ = [
+    "SUPPORTED_ACTIVATIONS",
     "USE_DEFAULT_VALUE",
+    "LocallyOverridenDefaults",
     "Slice",
     "SliceInput",
+    "calc_fan_in_and_fan_out",
     "check_structure",
     "composition_scores",
+    "download_file_from_hf",
     "filter_dict_by_prefix",
     "gelu_fast",
     "gelu_new",
@@ -27,15 +41,26 @@ __all__ = [
     "get_attention_mask",
     "get_corner",
     "get_cumsum_along_dim",
+    "get_dataset",
     "get_device",
+    "get_device_for_block_index",
+    "get_input_with_manually_prepended_bos",
+    "get_matrix_corner",
     "get_nested_attr",
     "get_offset_position_ids",
     "get_tokens_with_bos_removed",
+    "init_kaiming_normal_",
+    "init_kaiming_uniform_",
+    "init_xavier_normal_",
+    "init_xavier_uniform_",
+    "is_library_available",
     "is_lower_triangular",
     "is_square",
+    "keep_single_column",
     "lm_accuracy",
     "lm_cross_entropy_loss",
     "logits_to_df",
+    "override_or_use_default_value",
     "print_gpu_mem",
     "remove_batch_dim",
     "repeat_along_head_dimension",
@@ -90,6 +115,11 @@ def get_corner(tensor: Any, n: int = 3) -> Any:
     if isinstance(tensor, FactoredMatrix):
         return tensor.get_corner(n)
     return tensor[(slice(n),) * tensor.ndim]
+
+
+def get_matrix_corner(matrix: FactoredMatrix, n: int = 3) -> Tensor:
+    """The first n entries along each axis, multiplied out."""
+    return matrix.AB[(slice(n),) * matrix.ndim]
 
 
 def remove_batch_dim(tensor: Tensor) -> Tensor:
@@ -163,7 +193,10 @@ def gelu_fast(input: Tensor) -> Tensor:
 
 def solu(input: Tensor) -> Tensor:
     """x softmax(x) (Elhage et al., 2022)."""
-    return input * input.softmax(-1)
+    return mlp.solu(input)
+
+
+SUPPORTED_ACTIVATIONS = mlp.ACTIVATIONS | {"gelu_fast": gelu_fast}
 
 
 def sample_logits(
@@ -316,25 +349,50 @@ def get_tokens_with_bos_removed(
     return tokens[keep].view(len(tokens), -1)
 
 
-def tokenize_and_concatenate(
-    dataset: Iterable[Mapping[str, str]],
-    tokenizer: Any,
-    streaming: bool = False,  # noqa: ARG001
-    max_length: int = 1024,
-    column_name: str = "text",
-    add_bos_token: bool = True,
-    num_proc: int = 10,  # noqa: ARG001
-    set_format: bool = True,  # noqa: ARG001
-) -> list[dict[str, Int[Tensor, " pos"]]]:
-    """All texts in a row, an end-of-text token between them, cut into rows of `max_length`; the rest is dropped."""
-    ids: list[int] = []
-    for each in dataset:
-        ids += [*tokenizer.encode(each[column_name]), tokenizer.eos_token_id]
-    n_each = max_length - add_bos_token
-    rows = torch.tensor(ids[: len(ids) // n_each * n_each]).view(-1, n_each)
-    if add_bos_token:
-        rows = torch.cat((torch.full((len(rows), 1), tokenizer.bos_token_id), rows), 1)
-    return [{"tokens": row} for row in rows]
+def override_or_use_default_value(default_flag: Any, override: Any = None) -> Any:
+    """What overrides a default, or that."""
+    return default_flag if override is None else override
+
+
+class LocallyOverridenDefaults:
+    """`with LocallyOverridenDefaults(model, prepend_bos=False, padding_side="left"):` these are a model's defaults."""
+
+    def __init__(self, model: Any, **overrides: Any) -> None:
+        if unknown := sorted(set(overrides) - {"prepend_bos", "padding_side"}):
+            raise ValueError(f"{unknown} are no defaults; allowed: prepend_bos, padding_side")
+        self.model, self.overrides = model, overrides
+
+    def __enter__(self) -> None:
+        model = self.model
+        self.before = model.cfg.default_prepend_bos, model.default_padding_side
+        bos, side = (self.overrides.get(name) for name in ("prepend_bos", "padding_side"))
+        self._set(*map(override_or_use_default_value, self.before, (bos, side)))
+
+    def __exit__(self, *_: object) -> None:
+        self._set(*self.before)
+
+    def _set(self, bos: bool, side: str) -> None:
+        self.model.cfg.default_prepend_bos, self.model.default_padding_side = bos, side
+
+
+def get_input_with_manually_prepended_bos(bos_token: str | None, input: str | list[str]) -> str | list[str]:
+    """A text, or texts, behind the beginning-of-text token."""
+    start = bos_token or ""
+    return start + input if isinstance(input, str) else [start + each for each in input]
+
+
+def get_device_for_block_index(
+    index: int,  # noqa: ARG001
+    cfg: Any,
+    device: torch.device | str | None = None,
+) -> torch.device:
+    """Where a layer lies: all of a model lie on one device."""
+    return torch.device(device or cfg.device or "cpu")
+
+
+def is_library_available(name: str) -> bool:
+    """Whether a library is installed."""
+    return find_spec(name) is not None
 
 
 def test_prompt(

@@ -195,6 +195,16 @@ def test_names_of_checkpoints_mean_the_same() -> None:
     assert loading.STANFORD_CRFM_CHECKPOINTS == tl.loading.STANFORD_CRFM_CHECKPOINTS
 
 
+@pytest.mark.parametrize("shape", [(7,), (5, 6), (3, 4, 5)])
+def test_weights_are_drawn_the_same(shape: tuple[int, ...]) -> None:
+    for name in ("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal"):
+        drawn = []
+        for place in (tl.utilities, utils):
+            torch.manual_seed(0)
+            drawn.append(getattr(place, f"init_{name}_")(torch.empty(shape), gain=1.5))
+        close(*drawn)
+
+
 def test_short_names_mean_the_same() -> None:
     asked = [("k", 6, "a"), ("pre", 2), ("embed",), ("normalized", 27, "ln2"), ("k6",), ("scale4ln1",), ("pre5",)]
     asked += [

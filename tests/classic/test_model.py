@@ -8,7 +8,12 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from interp import HookedGPT
-from interp.classic import ActivationCache, HookedTransformer, HookedTransformerConfig
+from interp.classic import (
+    ActivationCache,
+    HookedTransformer,
+    HookedTransformerConfig,
+    TransformerLensKeyValueCache,
+)
 from interp.tokenization import Tokenizer
 from tests.classic.shapes import KINDS, SIZES, filled, rows
 
@@ -181,3 +186,20 @@ def test_a_config_is_written_in_the_classic_names_and_refuses_what_would_have_no
     assert whole.native().to_dict() == whole.to_dict()
     assert HookedTransformerConfig(**SIZES, use_attn_scale=False).attn_scale == 1.0
     assert HookedTransformerConfig(**SIZES).__dict__["n_params"] == 2 * 24 * (4 * 24 + 2 * 40)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "shortformer"])
+def test_a_frozen_cache_serves_many_calls_after_the_same_beginning(kind: str) -> None:
+    model = filled(kind)
+    cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, 3)
+    assert cache[0].past_keys.shape == (3, 0, model.cfg.n_key_value_heads, model.cfg.d_head)
+    model(rows()[:, :6], past_kv_cache=cache)
+    assert (len(cache.entries), cache[1].past_values.shape[1]) == (2, 6)
+    cache.freeze()
+    for _ in range(2):
+        rest = model(rows()[:, 6:], past_kv_cache=cache)
+        torch.testing.assert_close(rest, model(rows())[:, 6:], atol=1e-4, rtol=1e-4)
+    assert cache.previous_attention_mask.shape == (3, 6)
+    cache.unfreeze()
+    model(rows()[:, 6:], past_kv_cache=cache)
+    assert cache.length == 11
