@@ -153,6 +153,20 @@ def test_a_stream_comes_as_it_is_made_under_the_hooks_of_its_call() -> None:
     assert not list(stream)
 
 
+@pytest.mark.parametrize("n_ends", [1, 2])
+def test_what_follows_the_end_of_a_row_is_its_end_or_the_tokenizers(n_ends: int) -> None:
+    model, choices = bundled(), {"do_sample": False, "verbose": False}
+    free = model.generate(rows(n_pos=4), 9, stop_at_eos=False, **choices)[:, 4:]
+    ends = [int(free[0, 2]), int(free[1, 4])][:n_ends]
+    found = model.generate(rows(n_pos=4), 9, eos_token_id=ends, **choices)[:, 4:]
+    assert model.tokenizer is not None
+    fill = ends[0] if n_ends == 1 else model.tokenizer.eos_token_id
+    for row, whole in zip(found.tolist(), free.tolist(), strict=True):
+        n = next((i + 1 for i, token in enumerate(whole) if token in ends), len(row))
+        assert row == (whole[:n] + [fill] * 9)[: len(row)]
+    assert (found == fill).sum() > n_ends
+
+
 def test_sums_of_weights_are_those_of_the_theory() -> None:
     model = filled("llama")
     group = model.cfg.n_heads // model.cfg.n_key_value_heads
