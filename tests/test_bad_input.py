@@ -159,7 +159,7 @@ def test_check_names_the_first_weight_that_is_not_finite(model: HookedGPT, value
         ("gptj", {"rotary_dim": 6}, "between 2 and d_head=5"),
         ("gptj", {"norm_position": "post"}, "parallel_attn_mlp needs norm_position='pre'"),
         ("llama", {"bias_norm": True}, "bias_norm=True would have no effect: only 'LN' has a norm bias"),
-        ("solu", {"gated_mlp": True}, "gated_mlp needs an act_fn of each neuron alone, not 'solu_ln'"),
+        ("output_ln", {"gated_mlp": True}, "gated_mlp needs an act_fn of each neuron alone, not 'solu_ln'"),
         ("attn_only", {"gated_mlp": True}, "gated_mlp=True would have no effect: attn_only has no MLP"),
         ("attn_only", {"d_mlp": 8}, "d_mlp=8 would have no effect"),
         ("attn_only", {"act_fn": "relu"}, "act_fn='relu' would have no effect"),

@@ -19,6 +19,7 @@ SIZES: dict[str, Any] = {
     "d_vocab": 13,
 }
 GROUPED: dict[str, Any] = {"n_heads": 4, "n_key_value_heads": 2, "d_head": 6}
+SOLU: dict[str, Any] = {"positional_embedding_type": "shortformer", "act_fn": "solu_ln"}
 NO_BIAS: dict[str, Any] = {"bias_qkv": False, "bias_attn_out": False, "bias_mlp": False}
 ROTARY: dict[str, Any] = {"positional_embedding_type": "rotary"}
 
@@ -63,9 +64,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     | {"normalization_type": "RMS", "norm_position": "both", "gated_mlp": True}
     | {"embed_scale": 3.7, "window_size": 4, "attn_types": ("local", "global"), "attn_scores_soft_cap": 2.0}
     | {"output_logits_soft_cap": 1.5, "rope_scaling": RopeScaling(kind="llama3", factor=8.0, original_n_ctx=9)},
-    "width_norm": GROUPED | {"use_qk_norm": True, "qk_norm_over_width": True, "window_size": 5},
-    "output_ln": {"norm_position": "output", "act_fn": "solu"},
-    "solu": {"positional_embedding_type": "shortformer", "act_fn": "solu_ln"},
+    "width_norm": GROUPED | {"use_qk_norm": True, "qk_norm_over_width": True, "window_size": 5, "act_fn": "solu"},
+    "output_ln": SOLU | {"norm_position": "output"},
     "attn_only": {"attn_only": True, "normalization_type": None, "positional_embedding_type": None},
     "attn_only_post": {"attn_only": True, "norm_position": "post", "bias_norm": False},
     "relu2": NO_BIAS | {"normalization_type": "RMSPre", "positional_embedding_type": None, "act_fn": "relu2"},

@@ -17,7 +17,7 @@ def test_the_null_has_at_least_500_heads_in_20_orders() -> None:
     assert len({seed for _, seed in null.shuffles}) == len(null.shuffles)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "width_norm", "solu"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "width_norm", "output_ln"])
 def test_shuffled_heads_keep_their_numbers_and_unshuffled_ones_their_patterns(name: str) -> None:
     model, tokens = variant(name), some_tokens()
     _, cache = model.run_with_cache(tokens)

@@ -151,9 +151,9 @@ def test_recording_everything_changes_nothing(name: str) -> None:
 CHANGES = [
     ("gpt2", {"act_fn": "relu"}),
     ("gpt2", {"act_fn": "solu"}),
-    ("output_ln", {"act_fn": "solu_ln"}),
+    ("width_norm", {"act_fn": "solu_ln"}),
     ("attn_only", {"positional_embedding_type": "shortformer"}),
-    ("solu", {"eps": 1e-2, "normalization_type": None}),
+    ("gpt2", {"act_fn": "solu_ln", "eps": 1e-2, "normalization_type": None}),
     ("gpt2", {"eps": 0.1}),
     ("gpt2", {"attn_scale": 1.0}),
     ("gpt2", {"n_layers": 3}),

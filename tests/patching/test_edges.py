@@ -15,7 +15,7 @@ from interp.patching.edges import all_edges, edge_patching
 from interp.zoo import planted
 from interp.zoo.planted import Examples, Planted
 from tests.patching.test_planted import NAMES, answers
-from tests.variants import SIZES, config, some_tokens, variant
+from tests.variants import SIZES, SOLU, config, some_tokens, variant
 from tests.zoo.oracle import Hooks, ablated, all_nodes, cut, parts, place
 from tests.zoo.oracle import all_edges as every_pair
 
@@ -23,10 +23,8 @@ pytestmark = pytest.mark.slow  # beside the quick tests of the same functions on
 
 CAPS = {"attn_scores_soft_cap": 2.0, "output_logits_soft_cap": 1.5}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{
-        name: (name, {})
-        for name in ("gpt2", "sinusoidal", "llama", "gptj", "neox", "qwen3", "width_norm", "solu", "attn_only")
-    },
+    **{name: (name, {}) for name in ("gpt2", "llama", "gptj", "neox", "qwen3", "width_norm", "attn_only")},
+    "solu": ("gpt2", SOLU),
     "capped": ("llama", CAPS),
     "bidirectional": ("gpt2", {"attention_dir": "bidirectional"}),
     "parallel, grouped": ("neox", {"n_heads": 4, "n_key_value_heads": 2}),

@@ -19,7 +19,7 @@ from interp.patching.sweep import Sweep
 from interp.results import Result
 from tests.patching.oracle import one_by_one, put
 from tests.patching.test_activation import assert_as_alone, padded
-from tests.variants import some_tokens, variant
+from tests.variants import SOLU, some_tokens, variant
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +81,7 @@ def test_edits_around_act_before_those_of_rows_and_where_rows_have_not_begun(sid
 
 
 def test_positions_that_each_layer_reads_are_read_as_edited() -> None:
-    model, mask = variant("solu", torch.float64), padded("left")
+    model, mask = variant("gpt2", torch.float64, **SOLU), padded("left")
     moved = Steer(Site("pos_embed", pos=5), torch.arange(14.0).sin())
     steer = Steer(Site("resid_pre", 1, pos=5), torch.arange(14.0))
     rows = [Row(prompt, edits) for prompt in range(3) for edits in ((), (steer,))]

@@ -115,7 +115,7 @@ def test_what_a_model_lacks_has_no_numbers() -> None:
         "llama": {"position"},
         "gpt2": {"turn"},
         "gptj": {"position", "attention added"},
-        "output_ln": {"attention norm", "mlp norm", "turn"},
+        "output_ln": {"position", "attention norm", "mlp norm", "turn"},
         "post": {"attention norm", "mlp norm", "final norm", "turn"},
         "attn_only": {"position", "turn", "attention norm", "final norm"}
         | {"mlp norm", "expand", "activation", "contract", "mlp added"},

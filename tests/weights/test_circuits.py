@@ -7,7 +7,7 @@ from interp import HookedGPT
 from interp.model.rotary import rotation
 from interp.weights import effective_embedding, ov_circuit, positional_qk, qk_circuit, stream
 from interp.zoo import planted
-from tests.variants import EACH, SIZES, VARIANTS, quick_of, some_tokens, variant
+from tests.variants import EACH, SIZES, SOLU, VARIANTS, quick_of, some_tokens, variant
 from tests.weights import by_hand
 
 close = torch.testing.assert_close
@@ -130,7 +130,7 @@ def test_scores_between_positions_are_the_qk_circuit_between_them(name: str) -> 
 
 def test_positions_beside_the_stream_pass_no_norm() -> None:
     """Tokens that embed alike, in the middle of a norm: then a head's scores are those between positions."""
-    model = variant("solu", torch.float64, bias_qkv=False, bias_norm=False)
+    model = variant("gpt2", torch.float64, **SOLU, bias_qkv=False, bias_norm=False)
     still = [("blocks.1.hook_resid_pre", lambda x, hook: torch.ones_like(x))]
     scores = model.run_with_cache(some_tokens(), fwd_hooks=still)[1]["attn_scores", 1][0, 2]
     expected = torch.tensor(positional_qk(model, 1, 2).values[:7, :7])

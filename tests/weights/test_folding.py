@@ -8,7 +8,7 @@ from torch import Tensor
 
 from interp import HookedGPT
 from interp.weights import center_unembed, center_writes, fold_norms, fold_value_biases
-from tests.variants import VARIANTS, some_tokens, variant
+from tests.variants import SOLU, VARIANTS, some_tokens, variant
 
 pytestmark = pytest.mark.slow
 
@@ -19,8 +19,7 @@ RMS = dict.fromkeys(("llama", "olmo2", "qwen3", "gemma2", "relu2"), "normalizati
 REFUSED: dict[Fold, dict[str, str]] = {
     fold_norms: dict.fromkeys(
         ("post", "encoder", "olmo2", "sandwich", "gemma2", "output_ln", "attn_only_post"), "norm_position"
-    )
-    | {"solu": "positional_embedding_type"},
+    ),
     center_writes: RMS
     | {"attn_only": "normalization_type"}
     | dict.fromkeys(("post", "encoder", "sandwich", "output_ln", "attn_only_post"), "norm_position"),
@@ -97,9 +96,9 @@ MORE = [
     ("llama", {"normalization_type": "LN", "bias_norm": False}),
     ("attn_only", {"normalization_type": "LN"}),
     ("width_norm", {"bias_attn_out": False}),
-    ("solu", {"positional_embedding_type": "standard"}),
-    ("solu", {"positional_embedding_type": "standard", "bias_mlp": False}),
-    ("solu", {"positional_embedding_type": "standard", "normalization_type": "RMS"}),
+    ("gpt2", {"act_fn": "solu_ln"}),
+    ("gpt2", {"act_fn": "solu_ln", "bias_mlp": False}),
+    ("gpt2", {"act_fn": "solu_ln", "normalization_type": "RMS"}),
 ]
 
 
@@ -143,6 +142,13 @@ def test_training_mode_and_half_precision_are_kept() -> None:
     assert new.training
     assert new.dtype == torch.bfloat16
     close(new(some_tokens()), model(some_tokens()), atol=0.3, rtol=0.1)
+
+
+def test_positions_that_pass_no_norm_stay_as_they_are() -> None:
+    model, tokens = variant("gpt2", torch.float64, **SOLU), some_tokens()
+    with pytest.raises(ValueError, match=r"^positional_embedding_type='shortformer'"):
+        fold_norms(model)
+    close(center_writes(model)(tokens), model(tokens), rtol=1e-12, atol=1e-12)
 
 
 def test_a_gate_without_bias_refuses_the_bias_of_a_norm() -> None:
