@@ -33,6 +33,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-J": ("gptj", {**SMALL, "n_inner": 27, "rotary_dim": 4}),
     "GPT-NeoX (Pythia)": ("gpt_neox", SMALL | {"num_attention_heads": 3, "attention_bias": True}),
     "GPT-NeoX, sequential": ("gpt_neox", SMALL | {"num_attention_heads": 3, "use_parallel_residual": False}),
+    "GPT-Neo (TinyStories)": (
+        "gpt_neo",
+        SMALL
+        | {"num_layers": 3, "num_heads": 4, "window_size": 5}
+        | {"attention_types": [[["global", "local"], 1], [["global"], 1]]},
+    ),
     "OPT": ("opt", SMALL | {"ffn_dim": 27, "word_embed_proj_dim": 24}),
     "Llama 2": ("llama", GROUPED),
     "Llama 3.x": ("llama", GROUPED | {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),

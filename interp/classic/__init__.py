@@ -39,7 +39,7 @@ Left out on purpose:
 - `get_tokenizer_with_bos`, `tokenizer_prepends_bos`: tokenizers here never begin a text by themselves
 - a hook's `alias_names`, `enable_reshape`: of the bridge to other libraries' models
 - `mmlu_eval`: a benchmark of its own; `wandb=True` of `train`: nothing is sent anywhere
-- the toy models called `…_old`, and GPT-Neo: a layout, and an architecture, of their own
+- the toy models called `…_old`: a layout of their own, and a final norm of another kind
 - a module for each class (`transformer_lens.HookedTransformer`): classes are imported from the package
 """
 

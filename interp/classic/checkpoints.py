@@ -43,7 +43,8 @@ def opened(
         return HookedGPT.from_pretrained(official, dtype=dtype, device=device)
     if not folder.is_dir() and not official.startswith(TOYS):
         revision = revision if checkpoint is None else f"{_prefix(official)}{checkpoint}"
-        return HookedGPT.from_pretrained(official, dtype=dtype, device=device, revision=revision, cache_dir=cache_dir)
+        found = HookedGPT.from_pretrained(official, dtype=dtype, device=device, revision=revision, cache_dir=cache_dir)
+        return with_context(found, 512) if official.startswith("roneneldan/") else found  # trained on no longer texts
     if official.endswith("_old"):
         raise ValueError(f"{official} has a layout of its own, and a final norm of another kind")
     weights = "*final.pth" if checkpoint is None else f"checkpoints/*{checkpoint}.pth"

@@ -22,8 +22,8 @@ DATASETS = {
     "c4_code": "NeelNanda/c4-code-20k", "c4-code": "NeelNanda/c4-code-20k", "wiki": "NeelNanda/wiki-10k",
 }  # fmt: skip
 TRAINED_ON = {
-    "neel": "c4_code", "GPT2LMHeadModel": "openwebtext", "GPTNeoXForCausalLM": "pile", "GPTJForCausalLM": "pile",
-    "OPTForCausalLM": "pile",
+    "neel": "c4_code", "GPT2LMHeadModel": "openwebtext", "GPTNeoForCausalLM": "pile", "GPTNeoXForCausalLM": "pile",
+    "GPTJForCausalLM": "pile", "OPTForCausalLM": "pile",
 }  # fmt: skip
 
 

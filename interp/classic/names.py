@@ -8,7 +8,7 @@ _OF: dict[str, tuple[str, ...]] = {  # owner: names; a name is known without its
         "durin-gpt2-medium-x343", "eowyn-gpt2-medium-x777",
     ),
     "EleutherAI": (
-        "gpt-j-6B", "gpt-neox-20b", "pythia-14m", "pythia-31m",
+        "gpt-neo-125M", "gpt-neo-1.3B", "gpt-neo-2.7B", "gpt-j-6B", "gpt-neox-20b", "pythia-14m", "pythia-31m",
         *(
             f"pythia-{size}{kind}{version}"
             for size in ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
@@ -16,6 +16,11 @@ _OF: dict[str, tuple[str, ...]] = {  # owner: names; a name is known without its
             for version in ("", "-v0")
         ),
         *(f"pythia-160m-seed{seed}" for seed in (1, 2, 3)),
+    ),
+    "roneneldan": (
+        *(f"TinyStories-{size}" for size in ("1M", "3M", "8M", "28M", "33M", "1Layer-21M", "2Layers-33M")),
+        *(f"TinyStories-Instruct-{size}" for size in ("1M", "3M", "8M", "28M", "33M", "2Layers-33M")),
+        "TinyStories-Instuct-1Layer-21M",
     ),
     "facebook": tuple(f"opt-{size}" for size in ("125m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b")),
     "microsoft": ("phi-1", "phi-1_5", "phi-2"),
@@ -54,6 +59,9 @@ OFFICIAL_MODEL_NAMES = [f"{owner}/{name}" if owner else name for owner, names in
 _MORE = {
     "gpt2": ["gpt2-small"],
     "distilgpt2": ["distillgpt2", "distill-gpt2", "distil-gpt2", "gpt2-xs"],
+    "EleutherAI/gpt-neo-125M": ["gpt-neo-small", "neo-small", "neo"],
+    "EleutherAI/gpt-neo-1.3B": ["gpt-neo-medium", "neo-medium"],
+    "EleutherAI/gpt-neo-2.7B": ["gpt-neo-large", "neo-large"],
     "EleutherAI/gpt-j-6B": ["gpt-j", "gptj"],
     "EleutherAI/gpt-neox-20b": ["gpt-neox", "neox"],
     "EleutherAI/pythia-70m": ["pythia"],
@@ -89,6 +97,9 @@ def _aliases(official: str) -> list[str]:
         size, letter = name.split("-")[2], "abcde"[("x21", "x49", "x81", "x343", "x777").index(name.split("-")[-1])]
         found += [f"stanford-gpt2-{size}-{letter}", f"gpt2-stanford-{size}-{letter}"]
         found += [f"gpt2-mistral-small-{letter}" if size == "small" else f"gpt2-medium-small-{letter}"]
+    if owner == "roneneldan":
+        plain = name.replace("Instuct", "Instruct").replace("1Layer", "1L").replace("2Layers", "2L")
+        found += [plain.replace("TinyStories", "tiny-stories")]
     if owner == "meta-llama" and name.endswith("-hf"):
         found += [name.removesuffix("-hf")]
     if owner == "NeelNanda" and "Shortformer" not in name:
@@ -114,6 +125,7 @@ _NAMES = make_model_alias_map()
 
 _ARCHITECTURES = {
     "gpt2": "GPT2LMHeadModel", "distilgpt2": "GPT2LMHeadModel", "stanford-crfm": "GPT2LMHeadModel",
+    "EleutherAI/gpt-neo-": "GPTNeoForCausalLM", "roneneldan": "GPTNeoForCausalLM",
     "EleutherAI/gpt-j": "GPTJForCausalLM", "EleutherAI": "GPTNeoXForCausalLM", "facebook/opt": "OPTForCausalLM",
     "microsoft/phi": "PhiForCausalLM", "meta-llama": "LlamaForCausalLM", "mistralai": "MistralForCausalLM",
     "google/gemma-2": "Gemma2ForCausalLM", "allenai/OLMo-2": "Olmo2ForCausalLM", "Qwen/Qwen3": "Qwen3ForCausalLM",

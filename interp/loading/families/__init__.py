@@ -6,11 +6,12 @@ comes from; `PREFIX`, which a checkpoint of the bare model leaves out; and `IGNO
 
 from types import ModuleType
 
-from interp.loading.families import gemma2, gpt2, gpt_neox, gptj, llama, mistral, olmo2, opt, phi, qwen2, qwen3
+from interp.loading.families import gemma2, gpt2, gpt_neo, gpt_neox, gptj, llama, mistral, olmo2, opt, phi, qwen2, qwen3
 
 FAMILIES: dict[str, ModuleType] = {
     "gemma2": gemma2,
     "gpt2": gpt2,
+    "gpt_neo": gpt_neo,
     "gpt_neox": gpt_neox,
     "gptj": gptj,
     "llama": llama,
