@@ -45,6 +45,7 @@ Left out on purpose:
 
 from interp.classic import evals, head_detector, hook_points, patching, train, utils
 from interp.classic import loading_from_pretrained as loading
+from interp.classic import utils as utilities
 from interp.classic.cache import ActivationCache
 from interp.classic.config import HookedTransformerConfig
 from interp.classic.factored import FactoredMatrix
@@ -68,5 +69,6 @@ __all__ = [
     "loading",
     "patching",
     "train",
+    "utilities",
     "utils",
 ]
