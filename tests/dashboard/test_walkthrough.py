@@ -13,13 +13,13 @@ from streamlit.testing.v1 import AppTest
 from torch import Tensor
 
 from dashboards.parts import models
-from dashboards.parts.walkthrough.texts import STAGES, TITLES
+from dashboards.parts.walkthrough.texts import STAGES, TITLES, Facts
 from interp import HookedGPT
 from interp.generation import Sampling, keep_top_k, keep_top_p
 from tests.dashboard.app import array, figure_of, healthy, opened, shown
 from tests.dashboard.browser import Watched
 from tests.families import saved_model
-from tests.variants import variant
+from tests.variants import SOLU, variant
 
 PAGE = "views/walkthrough.py"
 THREE = ["stdlib-4l", "planted/induction", "folder/llama"]
@@ -268,6 +268,15 @@ def test_what_a_model_lacks_is_told_in_its_place() -> None:
         at = opened(PAGE, model=name)
         for title, words in stages.items():
             assert words in at_stage(at, title).info[0].value
+
+
+def test_positions_beside_the_stream_and_neurons_that_share_a_softmax_are_told() -> None:
+    facts = Facts(variant("gpt2", **SOLU).cfg, layer=0, has_tokenizer=True)
+    stage = {each.title: each for each in STAGES}
+    assert "read the position beside it" in (stage["Positions"].missing(facts) or "")
+    assert "have come in before" in (stage["Turn"].missing(facts) or "")
+    assert "one softmax" in stage["Activation"].answer(facts)
+    assert "What is left is normed" in stage["Activation"].answer(facts)
 
 
 def test_a_prompt_as_long_as_the_context_is_walked_along_in_windows() -> None:

@@ -140,7 +140,7 @@ def _turn(facts: Facts) -> str:
 def _no_turn(facts: Facts) -> str | None:
     if facts.cfg.is_rotary or facts.cfg.use_qk_norm:
         return None
-    return "In this model q and k are used as they are: positions, if it has them, were added to the stream."
+    return "In this model q and k are used as they are: positions, if it has them, have come in before."
 
 
 def _scaling(facts: Facts) -> str:
@@ -212,6 +212,12 @@ def _expand(facts: Facts) -> str:
 
 def _activation(facts: Facts) -> str:
     gate = " What passes is multiplied by the second product." if facts.cfg.gated_mlp else ""
+    if facts.cfg.act_fn in ("solu", "solu_ln"):
+        normed = " What is left is normed." if facts.cfg.act_fn == "solu_ln" else ""
+        return (
+            "Each neuron is multiplied by its share of one softmax over all of them: the largest stay, the others "
+            f"nearly vanish.{normed}"
+        )
     return (
         f"{facts.cfg.act_fn} lets through what is positive, and little or nothing of the rest; without such a bend the "
         f"two matrices of the MLP would be no more than one.{gate}"
