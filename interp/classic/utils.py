@@ -111,9 +111,7 @@ def to_numpy(tensor: Any) -> np.ndarray:
 
 
 def get_corner(tensor: Any, n: int = 3) -> Any:
-    """The first n entries along each axis."""
-    if isinstance(tensor, FactoredMatrix):
-        return tensor.get_corner(n)
+    """The first n entries along each axis; of a factored matrix, factored."""
     return tensor[(slice(n),) * tensor.ndim]
 
 

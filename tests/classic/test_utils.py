@@ -100,6 +100,8 @@ def test_tables_and_small_things() -> None:
     assert utils.is_lower_triangular(torch.ones(3, 3).tril())
     assert not utils.is_lower_triangular(torch.ones(3, 3))
     assert utils.get_cumsum_along_dim(torch.tensor([1, 2, 3]), 0, reverse=True).tolist() == [6, 5, 3]
+    m = FactoredMatrix(torch.randn(2, 5, 3), torch.randn(2, 3, 6))
+    torch.testing.assert_close(utils.get_corner(m, 2).AB, m.AB[:2, :2, :2])
     assert utils.filter_dict_by_prefix({"a.b": 1, "ab": 2}, "a") == {"b": 1}
     assert utils.repeat_along_head_dimension(torch.zeros(2, 3, 4), 5).shape == (2, 3, 5, 4)
     assert utils.to_numpy(torch.ones(2, dtype=torch.bfloat16)).tolist() == [1.0, 1.0]
