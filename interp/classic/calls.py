@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.classic.cache import ActivationCache
+from interp.classic.hook_points import as_computed
 from interp.classic.text import USE_DEFAULT_VALUE, Side, Text, Texts
 from interp.model import HookedGPT, KVCache
 from interp.model.inputs import next_token_loss
@@ -119,6 +120,7 @@ class Calls(Texts):
             out = loss if with_loss == "loss" else (out, loss)
         if clears:
             self.clear_contexts()
+        cache._tensors = as_computed(cache._tensors)
         return out, ActivationCache.of(cache) if return_cache_object else dict(cache)
 
     def generate(

@@ -120,6 +120,13 @@ def _first_of(fn: Callable[..., Any]) -> Callable[..., Any]:
     return hook
 
 
+def as_computed(taken: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same in the order of computation: gradients come last point first."""
+    grads = [name for name in taken if name.endswith("_grad")]
+    values = [name for name in taken if not name.endswith("_grad")]
+    return {name: taken[name] for name in (*values, *reversed(grads))}
+
+
 class HookedRootModule(hooks.HookedModule):
     """A module whose hook points have names. A subclass calls `setup()` at the end of its `__init__`."""
 
@@ -257,7 +264,7 @@ class HookedRootModule(hooks.HookedModule):
                 recording.differentiate(out)
         if clear_contexts:
             self.clear_contexts()
-        taken = recording.taken
+        taken = as_computed(recording.taken)
         return out, {name: x[0] for name, x in taken.items()} if remove_batch_dim else taken
 
     def get_caching_hooks(

@@ -59,6 +59,7 @@ def test_gradients_are_the_same_where_a_norm_is_called_once(kind: str) -> None:
     _, other = ours.run_with_cache(rows(), return_type="loss", incl_bwd=True)
     names = [name for name in one if name.endswith("_grad")]
     assert len(names) > 20
+    assert names == [name for name in other if name.endswith("_grad")]
     for name in names:
         if ".ln1." not in name:
             close(one[name], other[name])

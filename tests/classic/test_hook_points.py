@@ -30,7 +30,7 @@ class Sum(HookedRootModule):
 def test_any_module_is_run_with_hooks_and_with_a_cache() -> None:
     model, x = Sum(), torch.randn(5, 3)
     out, cache = model.run_with_cache(x, incl_bwd=True)
-    assert list(cache) == ["hook_product", "hook_square", "hook_product_grad", "hook_square_grad"]
+    assert list(cache) == ["hook_product", "hook_square", "hook_square_grad", "hook_product_grad"]
     torch.testing.assert_close(cache["hook_product_grad"], 2 * cache["hook_product"])
     assert model.run_with_hooks(x, fwd_hooks=[("hook_product", lambda x, hook: 0 * x)]) == 0
     assert model(x) == out
