@@ -16,6 +16,7 @@ from interp.classic.checkpoints import checkpoint_labels, of_transformers, opene
 from interp.classic.config import HookedTransformerConfig
 from interp.classic.factored import FactoredMatrix
 from interp.classic.names import architecture, official_name
+from interp.classic.parts import let_be_called_alone
 from interp.classic.processing import processed, shortened
 from interp.classic.state import load_classic, to_classic
 from interp.classic.text import Side
@@ -56,6 +57,7 @@ class HookedTransformer(Calls):
 
     def _settle(self) -> None:
         self.cfg.seal()
+        let_be_called_alone(self)
         self.cfg.tokenizer_prepends_bos = False  # of ours; where one begins with a token of its own, it is taken off
         for switch, points in _SWITCHES.items():
             for point in points:
