@@ -26,6 +26,7 @@ What is another way underneath:
 - Generation counts learned positions once, whatever the tokenizer, and always keeps keys and values.
 - A `b_in` of a gated MLP is added before the gate is multiplied in, as in the papers.
 - A field of the config without effect is refused by name.
+- W_Q, W_K and W_V are views of one fused matrix: write into them in place; `model.grad("W_Q", layer)` has a gradient.
 
 Left out on purpose:
 

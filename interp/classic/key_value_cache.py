@@ -65,7 +65,7 @@ class TransformerLensKeyValueCache(KVCache):
 
     def __getitem__(self, layer: int) -> TransformerLensKeyValueCacheEntry:
         if not self.length:
-            nothing = torch.empty(self.n_rows, 0, self.cfg.n_key_value_heads, self.cfg.d_head)
+            nothing = torch.empty(self.n_rows, 0, self.cfg.n_key_value_heads, self.cfg.d_head, dtype=self.cfg.dtype)
             return TransformerLensKeyValueCacheEntry(nothing, nothing)
         keys, values = self.of(range(self.cfg.n_layers)[layer])
         return TransformerLensKeyValueCacheEntry(keys.transpose(1, 2), values.transpose(1, 2))
