@@ -14,9 +14,10 @@ import torch
 from interp.config import DTYPES, GPTConfig, RopeScaling
 
 _NATIVE = {field.name for field in fields(GPTConfig)}
+_NUMBERS = ("rotary_base", "eps", "attn_scale", "attn_scores_soft_cap", "output_logits_soft_cap", "initializer_range")
 # What only says how a call behaves, or describes the model: it may be set at any time.
 _FREE: dict[str, Any] = {
-    "model_name": "custom", "original_architecture": None, "tokenizer_name": None, "n_devices": 1, "init_weights": True,
+    "model_name": "custom", "original_architecture": None, "tokenizer_name": None, "init_weights": True,
     "from_checkpoint": False, "checkpoint_index": None, "checkpoint_label_type": None, "checkpoint_value": None,
     "use_attn_result": False, "use_split_qkv_input": False, "use_hook_mlp_in": False, "use_attn_in": False,
     "ungroup_grouped_query_attention": False, "tokenizer_prepends_bos": None, "trust_remote_code": False,
@@ -38,6 +39,7 @@ _MISSING: dict[str, Any] = {
     "rotary_base_local": None, "use_yarn_rope": False, "yarn_factor": 1.0, "yarn_attention_factor": 1.0,
     "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0, "yarn_original_max_position_embeddings": 4096,
     "yarn_truncate": True, "yarn_global_attn_only": False, "use_attention_sinks": False, "norm_topk_prob": False,
+    "n_devices": 1,
 }  # fmt: skip
 _CLASSIC = _FREE | _TRANSLATED | _MISSING
 _SEALED = "_is_sealed"
@@ -116,12 +118,26 @@ def _made(given: dict[str, Any]) -> dict[str, Any]:
     if missing := [f"{name}={given[name]!r}" for name in _MISSING if given.get(name, _MISSING[name]) != _MISSING[name]]:
         raise ValueError(f"these fields ask for what interp has not: {missing}; loading a checkpoint may know more")
     classic = {**_CLASSIC, **{name: value for name, value in given.items() if name in _CLASSIC}}
+    if idle := _idle(given, classic):
+        raise ValueError(f"these fields would have no effect: {idle}")
     native = GPTConfig(**_translated(given, classic))
     values = {name: getattr(native, name) for name in _NATIVE}
     if given.get("d_vocab", -1) == -1:
         values |= {"d_vocab": -1, "d_vocab_out": given.get("d_vocab_out", -1)}
     classic["n_params"] = _n_params(native)
     return {**classic, **values, "_given": given}
+
+
+def _idle(given: dict[str, Any], classic: dict[str, Any]) -> list[str]:
+    """What was asked for in vain: details of what is not switched on."""
+    details: dict[str, Any] = {}
+    if not classic["use_NTK_by_parts_rope"]:
+        details |= {name: value for name, value in _TRANSLATED.items() if name.startswith("NTK")}
+    if given.get("positional_embedding_type") != "rotary":
+        details |= {"rotary_dim": 0, "rotary_base": 10_000, "rotary_adjacent_pairs": False}
+    if classic["use_local_attn"] and given.get("window_size") is None:
+        details |= {"use_local_attn": False}
+    return [f"{name}={given[name]!r}" for name, idle in details.items() if given.get(name) not in (None, -1, idle)]
 
 
 def _n_params(cfg: GPTConfig) -> int:
@@ -132,7 +148,7 @@ def _n_params(cfg: GPTConfig) -> int:
 def _translated(given: dict[str, Any], classic: dict[str, Any]) -> dict[str, Any]:
     """The fields of a `GPTConfig`. A value that stands for none is left out, so that the native default fills it."""
     fields: dict[str, Any] = {
-        name: value
+        name: float(value) if name in _NUMBERS else value
         for name, value in given.items()
         if name in _NATIVE and value is not None and not (isinstance(value, int | float) and value == -1)
     }

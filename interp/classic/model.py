@@ -60,6 +60,8 @@ class HookedTransformer(Calls):
         let_be_called_alone(self)
         self.cfg.tokenizer_prepends_bos = False  # of ours; where one begins with a token of its own, it is taken off
         for switch, points in _SWITCHES.items():
+            if getattr(self.cfg, switch) and not any(point in self.hooks_by_part for point in points):
+                raise ValueError(f"{switch}=True, but this model has no {' or '.join(points)}")
             for point in points:
                 for name in self.hooks_by_part.get(point, ()):
                     self.hook_dict[name].is_cached_by_default = bool(getattr(self.cfg, switch))
@@ -307,8 +309,13 @@ class HookedTransformer(Calls):
         self.cfg.ungroup_grouped_query_attention = ungroup_grouped_query_attention
 
     def _switch(self, name: str, on: bool) -> None:
+        before = getattr(self.cfg, name)
         setattr(self.cfg, name, on)
-        self._settle()
+        try:
+            self._settle()
+        except ValueError:
+            setattr(self.cfg, name, before)
+            raise
 
     def to(self, device_or_dtype: Any, print_details: bool = True) -> "HookedTransformer":
         """On another device, or in another precision."""
