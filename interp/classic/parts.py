@@ -85,8 +85,7 @@ def _joined(lone: type, kind: type) -> type:
 
 
 def _unfilled(lone: type, kind: type) -> nn.Module:
-    joined = _joined(lone, kind)
-    return joined.__new__(joined)
+    return object.__new__(_joined(lone, kind))
 
 
 def _pass(x: Tensor, cfg: GPTConfig) -> Pass:
