@@ -124,7 +124,7 @@ class IOIDataset:
         self.names = list(names or self.get_default_names())
         if len(set(self.names)) < 2:
             raise ValueError(f"names={self.names}; two different ones at least")
-        self._draw = random.Random(seed)
+        self._draw: Any = random if seed is None else random.Random(seed)  # unseeded, from the state of all
         self.samples: list[dict[str, str]] = []
         while len(self.samples) < num_samples:
             self.samples += self.get_sample(symmetric)

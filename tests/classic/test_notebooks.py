@@ -18,7 +18,7 @@ from interp.loading import BUNDLED
 
 NOTEBOOKS = {path.stem: path for path in sorted(Path(__file__).with_name("notebooks").glob("*.py"))}
 # These begin with weights that each library draws in its own way: they find the same, in other numbers.
-DRAWN = ("direct_path_bigrams", "evaluations", "hook_contexts", "processed_weights", "toy_training", "train_loop")
+DRAWN = ("direct_path_bigrams", "hook_contexts", "processed_weights", "toy_training", "train_loop")
 IS_INSTALLED = find_spec("transformer_lens") is not None
 
 

@@ -1,5 +1,6 @@
 """Head detection, singular vectors, evaluations and the plain training loop, by what they should be."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,14 @@ def test_repeats_are_easier_for_who_looks_back() -> None:
     loss = evals.induction_loss(model, subseq_len=60)
     assert loss < 2
     assert evals.induction_loss(HookedTransformer(model.cfg, model.tokenizer), subseq_len=60) > 6
+
+
+def test_unseeded_sentences_are_drawn_from_the_state_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random, "sample", lambda names, n: list(names)[:n])
+    names = ["a", "b", "c", "d", "e"]
+    drawn = [evals.IOIDataset(None, names=names, num_samples=20, seed=seed) for seed in (None, 4)]
+    assert {each["IO"] for each in drawn[0].samples} == {" a"}
+    assert len({each["IO"] for each in drawn[1].samples}) > 1
 
 
 def test_the_indirect_object_is_told_by_the_logits_where_the_names_part() -> None:

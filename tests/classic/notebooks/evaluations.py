@@ -1,40 +1,42 @@
-"""Small evaluations: repeats, and indirect objects drawn from templates."""
+"""Small evaluations: repeats, and which of two names comes next, drawn from templates."""
 
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig, evals, utils
+from transformer_lens import HookedTransformer, evals, utils
 
 model = HookedTransformer.from_pretrained("stdlib-attn-2l")
-untrained = HookedTransformer(
-    HookedTransformerConfig(
-        n_layers=1, d_model=16, n_heads=2, d_head=8, n_ctx=128, d_vocab=4096, attn_only=True, seed=0, device="cpu"
-    )
-)
 torch.manual_seed(0)
 with torch.no_grad():
     tokens = torch.randint(100, 4000, (4, 60)).repeat(1, 2)
     tokens[:, 0] = model.tokenizer.bos_token_id
-    losses = [utils.lm_cross_entropy_loss(each(tokens), tokens, per_token=True) for each in (model, untrained)]
-    repeats, baseline = (loss[:, 61:].mean().item() for loss in losses)
-    accuracy = utils.lm_accuracy(model(tokens), tokens, per_token=True)[:, 61:].float().mean().item()
+    logits = model(tokens)
+    loss = utils.lm_cross_entropy_loss(logits, tokens, per_token=True)
+    hits = utils.lm_accuracy(logits, tokens, per_token=True)
+repeats, accuracy = loss[:, 61:].mean().item(), hits[:, 61:].float().mean().item()
 
-templates = ["from [A] import [OBJECT]\nfrom [B] import [OBJECT]\nfrom [B] import [OBJECT]\nfrom [A]"]
-data = evals.IOIDataset(
-    model.tokenizer,
-    templates=templates,
-    names=["os", "sys", "re"],
-    nouns={"OBJECT": ["path", "name"]},
-    num_samples=12,
-    symmetric=True,
-)
-found = evals.ioi_eval(model, dataset=data, batch_size=4)
-sample = data[0]
-print(repeats, baseline, accuracy, found)
+choices = {
+    "names": ["name", "value", "key"],
+    "nouns": {"OBJECT": ["json", "time"]},
+    "num_samples": 12,
+    "symmetric": True,
+}
+copying = evals.IOIDataset(model.tokenizer, templates=["[OBJECT] [A] ( [B] ) [OBJECT] [A]"], seed=5, **choices)
+reversing = evals.IOIDataset(model.tokenizer, templates=["for [B] in [A]:\n    [OBJECT]([B], [A]"], seed=5, **choices)
 
-assert accuracy > 0.9
+
+def in_tokens(sample):
+    prompt = model.to_tokens(sample["text"])[0]
+    return {"prompt": prompt} | {name: model.to_tokens(sample[name], prepend_bos=False)[0] for name in ("IO", "S")}
+
+
+found = evals.ioi_eval(model, dataset=[in_tokens(sample) for sample in copying.samples], batch_size=4)
+harder = evals.ioi_eval(model, dataset=[in_tokens(sample) for sample in reversing.samples], batch_size=4)
+print(repeats, accuracy, found, harder, copying.samples[0])
+
 assert repeats < 1
-assert 7.5 < baseline < 9.5
-assert len(data) == 12
-assert set(sample) >= {"prompt", "IO", "S"}
-assert sample["prompt"][0] == model.tokenizer.bos_token_id
-assert 0 <= found["Accuracy"] <= 1
-assert -3 < found["Logit Difference"] < 3
+assert accuracy > 0.9
+assert len(copying) == 12
+assert copying.samples[0]["IO"] == copying.samples[1]["S"]
+assert set(copying[0]) >= {"prompt", "IO", "S"}
+assert found["Accuracy"] > 0.8
+assert found["Logit Difference"] > 2
+assert harder["Accuracy"] < 0.3
