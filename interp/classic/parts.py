@@ -25,11 +25,15 @@ class Lone(nn.Module):
 
 
 class LoneBlock(Lone):
-    """The stream after a block, of the stream before it."""
+    """The stream after a block, of the stream before it, and of the positions that a shortformer reads beside it."""
 
-    def forward(self, resid_pre: Tensor, this: Pass | None = None) -> Tensor:
-        block = cast(Any, super())
-        return block.forward(resid_pre, this or _pass(resid_pre, cast(Any, self).attn.cfg))
+    def forward(
+        self, resid_pre: Tensor, this: Pass | None = None, shortformer_pos_embed: Tensor | None = None
+    ) -> Tensor:
+        block, cfg = cast(Any, super()), cast(Any, self).attn.cfg
+        if this is None and cfg.is_shortformer and shortformer_pos_embed is None:
+            raise ValueError("queries and keys of this block read positions beside the stream: shortformer_pos_embed=")
+        return block.forward(resid_pre, this or _pass(resid_pre, cfg, shortformer_pos_embed))
 
 
 class LoneAttention(Lone):
@@ -47,7 +51,8 @@ class LoneAttention(Lone):
             each if each.ndim == 4 else each[..., None, :].expand(-1, -1, n, -1)
             for each, n in zip((query_input, key_input, value_input), n_heads, strict=True)
         )
-        return attention.forward(reads, _pass(query_input, cfg))
+        none = reads[2].new_zeros(1, reads[2].shape[1], cfg.d_model) if cfg.is_shortformer else None  # they are in
+        return attention.forward(reads, _pass(query_input, cfg, none))
 
 
 class LonePositions(Lone):
@@ -88,7 +93,8 @@ def _unfilled(lone: type, kind: type) -> nn.Module:
     return object.__new__(_joined(lone, kind))
 
 
-def _pass(x: Tensor, cfg: GPTConfig) -> Pass:
+def _pass(x: Tensor, cfg: GPTConfig, beside: Tensor | None) -> Pass:
     """A pass over tokens from position 0 on, without padding."""
     where = torch.arange(x.shape[1], device=x.device)[None]
-    return HookedGPT.pass_over(cast(Any, SimpleNamespace(cfg=cfg, dtype=x.dtype)), where, None)
+    of = SimpleNamespace(cfg=cfg, dtype=x.dtype, placed=lambda where, n_rows: beside)  # noqa: ARG005
+    return HookedGPT.pass_over(cast(Any, of), where, None)

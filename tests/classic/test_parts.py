@@ -17,16 +17,19 @@ def test_blocks_one_by_one_are_the_model(kind: str) -> None:
     if model.cfg.positional_embedding_type == "standard":
         resid = resid + model.pos_embed(rows())
         torch.testing.assert_close(model.pos_embed(rows()[:, 4:], 4), cache["hook_pos_embed"][:, 4:])
+    is_shortformer = model.cfg.positional_embedding_type == "shortformer"
+    beside = cache["hook_pos_embed"] if is_shortformer else torch.zeros(())
     for layer, block in enumerate(model.blocks):
         reads = block.ln1(resid)
-        torch.testing.assert_close(block.attn(reads, reads, reads), cache["attn_out", layer])
+        placed = reads + beside
+        torch.testing.assert_close(block.attn(placed, placed, reads), cache["attn_out", layer])
         apart = {
-            "query_input": reads[:, :, None].repeat(1, 1, model.cfg.n_heads, 1),
-            "key_input": reads,
+            "query_input": placed[:, :, None].repeat(1, 1, model.cfg.n_heads, 1),
+            "key_input": placed,
             "value_input": reads,
         }
         torch.testing.assert_close(block.attn(**apart), cache["attn_out", layer])
-        resid = block(resid)
+        resid = block(resid, shortformer_pos_embed=beside) if is_shortformer else block(resid)
         torch.testing.assert_close(resid, cache["resid_post", layer], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(model.unembed(model.ln_final(resid)), logits, atol=1e-4, rtol=1e-4)
     assert torch.equal(copy.deepcopy(model)(rows()), model(rows()))
@@ -34,7 +37,11 @@ def test_blocks_one_by_one_are_the_model(kind: str) -> None:
     torch.save(model, file)
     file.seek(0)
     opened = torch.load(file, weights_only=False)
-    assert torch.equal(opened.blocks[1](resid), model.blocks[1](resid))
+    same = {"shortformer_pos_embed": beside} if is_shortformer else {}
+    assert torch.equal(opened.blocks[1](resid, **same), model.blocks[1](resid, **same))
+    if is_shortformer:
+        with pytest.raises(ValueError, match="shortformer_pos_embed"):
+            model.blocks[0](resid)
 
 
 def test_hooks_hear_a_block_that_is_called_alone() -> None:
