@@ -37,8 +37,8 @@ FOLDED = {"fold_ln": True, "center_writing_weights": True, "center_unembed": Tru
 UNFOLDED = FOLDED | {"fold_ln": False, "center_writing_weights": False}  # all that either does to a shortformer
 
 
-def close(one: Tensor, other: Tensor) -> None:
-    torch.testing.assert_close(one.nan_to_num(neginf=-9.0), other.nan_to_num(neginf=-9.0), atol=2e-5, rtol=1e-4)
+def close(one: Tensor, other: Tensor, within: float = 1e-5) -> None:
+    torch.testing.assert_close(one.nan_to_num(neginf=-9.0), other.nan_to_num(neginf=-9.0), atol=within, rtol=within)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -79,7 +79,7 @@ def test_processed_weights_are_the_same(kind: str) -> None:
 def test_refactored_circuits_are_the_same(kind: str) -> None:
     folded = UNFOLDED if kind == "shortformer" else FOLDED
     their, ours = pair(kind, **folded, refactor_factored_attn_matrices=True)
-    close(their(rows()), ours(rows()))
+    close(their(rows()), ours(rows()), 2e-5)  # what they decompose is in single precision
     for name in ("QK", "OV"):
         close(getattr(their, name).AB, getattr(ours, name).AB)
     close(their.W_O @ their.W_O.mT, ours.W_O @ ours.W_O.mT)
