@@ -22,6 +22,8 @@ def sweeps(model: HookedGPT, clean: torch.Tensor, corrupted: torch.Tensor) -> li
         path_patching(*runs, "heads", ["blocks.1.attn.hook_k", "logits"], metric, progress=False),
         edge_patching(*runs, "all", metric, progress=False),
         attribution_patching(*runs, "z", metric, method="integrated", progress=False),
+        attribution_patching(*runs, "q", metric, method="atp*", verify=2, progress=False),
+        attribution_patching(*runs, "k", metric, by=("head", "pos"), method="atp*", progress=False),
     ]
 
 

@@ -368,7 +368,7 @@ def test_what_cannot_be_attributed_is_refused() -> None:
     with pytest.raises(IndexError, match="out of range"):
         attributed([Site("resid_pre", 0, pos=7)])
     unchecked: Any = unwrap(attribution_patching)  # without the type checks that are made of annotations in tests
-    with pytest.raises(ValueError, match="method='gradients'; allowed: 'gradient', 'integrated'"):
+    with pytest.raises(ValueError, match="method='gradients'; allowed: 'gradient', 'integrated', 'atp\\*'"):
         unchecked(model, clean, corrupted, "z", metric, method="gradients", progress=False)
 
 
