@@ -8,12 +8,14 @@ from interp.patching.names import parts_named
 from interp.patching.paths import path_patching
 from interp.patching.removal import removals, sample, with_edits
 from interp.patching.statistics import summary
+from interp.patching.tracing import causal_tracing
 
 __all__ = [
     "ablation",
     "activation_patching",
     "all_edges",
     "attribution_patching",
+    "causal_tracing",
     "edge_patching",
     "interaction",
     "parts_named",
