@@ -6,7 +6,19 @@ import pytest
 import torch
 
 from interp import HookedGPT, metrics
-from interp.patching import ablation, activation_patching, attribution_patching, edge_patching, path_patching
+from interp.interventions import Site
+from interp.patching import (
+    ablation,
+    activation_patching,
+    attribution_patching,
+    causal_tracing,
+    edge_patching,
+    fit_subspace,
+    interchange,
+    path_patching,
+    subspace_controls,
+)
+from interp.patching.subspaces import _Swap
 from tests.patching.oracle import one_by_one, put
 from tests.variants import some_tokens, variant
 
@@ -24,6 +36,7 @@ def sweeps(model: HookedGPT, clean: torch.Tensor, corrupted: torch.Tensor) -> li
         attribution_patching(*runs, "z", metric, method="integrated", progress=False),
         attribution_patching(*runs, "q", metric, method="atp*", verify=2, progress=False),
         attribution_patching(*runs, "k", metric, by=("head", "pos"), method="atp*", progress=False),
+        causal_tracing(model, clean, [2, 3], metric, site="attn_out", window=2, samples=2, progress=False),
     ]
 
 
@@ -46,6 +59,29 @@ def test_a_sweep_equals_the_loop(dtype: torch.dtype, atol: float) -> None:
     sites = [[(name, put(cache[name], slice(None), pos))] for pos in range(7)]
     wanted = one_by_one(model, tokens, metric, sites).cpu().double()
     torch.testing.assert_close(torch.from_numpy(found[0].to_numpy()), wanted, rtol=0, atol=atol)
+
+
+def test_a_subspace_is_fitted_as_on_the_cpu_and_without_waiting_for_the_gpu() -> None:
+    site, answers, tokens = Site("resid_post", 0, pos=4), [1, 2, 3], some_tokens()
+    model, found = variant("llama", torch.float64), []
+    for device in ("cpu", "cuda"):
+        of, base = model.to(device), tokens.to(device)
+        runs = (of, base, base.roll(1, 0))
+        fitted = fit_subspace(*runs, site, answers, dim=2, steps=3, batch=2, progress=False)
+        swapped = interchange(*runs, site, fitted.basis, metrics.loss(), progress=False)
+        controls = subspace_controls(*runs[:1], fitted, *runs[1:], answers, progress=False)
+        assert fitted.basis.device.type == device
+        found.append((torch.from_numpy(swapped.to_numpy()), torch.from_numpy(controls.to_numpy())))
+    torch.testing.assert_close(found[1], found[0])
+    batch = torch.arange(2, device="cuda")
+    swap, metric = _Swap.of(model, base, base.roll(1, 0), site, None), metrics.log_prob(model, answers)
+    swap.values(metric, swap.within(fitted.basis, batch), batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        basis = torch.linalg.qr(fitted.basis).Q
+        swap.values(metric, swap.within(basis, batch), batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_budget_is_kept() -> None:

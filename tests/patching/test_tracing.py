@@ -77,7 +77,7 @@ def test_every_state_put_back_is_a_run_of_its_own_under_the_same_noise(
 
 
 def test_a_fact_is_where_it_was_put() -> None:
-    model, (tokens, answers) = recalling(), questions()
+    (model, _), (tokens, answers) = recalling(), questions()
     metric, subject, last = metrics.prob(model, answers), [BEGINS, BEGINS + 1], BEGINS + 1
     gain = {}
     for site in ("resid_post", "mlp_out", "attn_out"):
@@ -93,7 +93,7 @@ def test_a_fact_is_where_it_was_put() -> None:
 
 
 def test_it_costs_what_was_to_be_expected() -> None:
-    model, (tokens, answers) = recalling(), questions()
+    (model, _), (tokens, answers) = recalling(), questions()
     found = causal_tracing(model, tokens, [BEGINS, BEGINS + 1], metrics.prob(model, answers), samples=2, layers=[0, -1])
     assert found.layer.values.tolist() == [0, 2]
     behind = LENGTH - BEGINS  # before the subject nothing is lost, and no run is made
@@ -146,7 +146,7 @@ def test_what_cannot_be_traced_is_refused() -> None:
 
 
 def test_progress_is_told_of_all_draws_together() -> None:
-    model, (tokens, answers) = recalling(), questions()
+    (model, _), (tokens, answers) = recalling(), questions()
     told: list[tuple[int, int]] = []
     causal_tracing(
         model, tokens[:1], slice(2, 4), metrics.prob(model, answers[:1]), samples=2, progress=lambda *n: told.append(n)
