@@ -134,7 +134,7 @@ def study(
         if site != "mlp_out" or not model.cfg.attn_only
     }
     real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
-    ends = (real * torch.arange(1, real.shape[1] + 1)).argmax(1).tolist()
+    ends = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1).tolist()
     result = concat([_by_part(each, ends) for each in traced.values()], "site").assign_coords(site=list(traced))
     findings = _findings(result, traced, ends, len(facts))
     return Found(result, _figures(result), _table(result, findings), findings)

@@ -8,6 +8,7 @@ from dashboards.parts.patching.chosen import choose, choose_place
 from dashboards.parts.patching.map import draw_maps
 from dashboards.parts.patching.measured import Asked, differences, ends, gradient_of
 from dashboards.parts.patching.one import draw_patch, draw_paths
+from dashboards.parts.patching.traced import draw_trace
 from dashboards.parts.state import cached, chosen
 from dashboards.parts.words import report
 
@@ -16,7 +17,7 @@ STYLE = """
 <style>
 .st-key-patch_maps { flex-wrap: wrap; }
 .st-key-patch_exact_side, .st-key-patch_gradient_side { min-width: min(480px, 100%); }
-.st-key-patch_exact_box, .st-key-patch_gradient_box { overflow: auto hidden; }
+.st-key-patch_exact_box, .st-key-patch_gradient_box, .st-key-trace_box { overflow: auto hidden; }
 </style>
 """
 SMALL = 0.5  # logits: two prompts that differ less hardly have another answer
@@ -36,13 +37,15 @@ def explorer() -> None:
         report(told(error), "patching")
         return
     doubts(asked)
-    place, layer = choose_place(now)
-    exact = draw_maps(now, asked, place, layer)
+    place, layer, method = choose_place(now)
+    exact = draw_maps(now, asked, place, layer, method)
     st.divider()
-    found = cached(gradient_of, asked, place, layer) if exact is None else exact
+    found = cached(gradient_of, asked, place, layer, method) if exact is None else exact
     draw_patch(now, asked, place, layer, found, exact is not None)
     st.divider()
     draw_paths(now, asked)
+    st.divider()
+    draw_trace(now, asked)
 
 
 def doubts(asked: Asked) -> None:

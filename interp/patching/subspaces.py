@@ -23,14 +23,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp import metrics
 from interp.hooks import HookPoint, Span, spanning
 from interp.interventions import Patch, Site
 from interp.interventions.edits import Acts
-from interp.metrics import Answers, AnyMetric, Metric, Rows, answer_ids, at_positions, values_of
+from interp.metrics import Answers, AnyMetric, answer_ids, check_known
 from interp.model import HookedGPT
 from interp.patching.activation import Pair, activation_patching, pair_of_runs
-from interp.results import Result, labelled, provenance
+from interp.recording import positions
+from interp.results import Result, labelled
 
 Basis = Float[Tensor, "coordinate basis"]
 _SMALL = 1e-5  # of a direction's length: nothing
@@ -107,9 +107,10 @@ def fit_subspace(
     the site on are run again. `work` counts passes of one prompt: whole ones, and those from the site's layer on.
     """
     swap = _Swap.of(model, base, source, site, attention_mask)
-    metric, n_dims, n = metrics.log_prob(model, answers, pos=pos), swap.change.shape[-1], len(swap.pair.own)
+    n_dims, n = swap.change.shape[-1], len(swap.pair.own)
     if not 1 <= dim <= n_dims or steps < 1 or batch < 1 or not lr > 0:
         raise ValueError(f"dim={dim}, steps={steps}, batch={batch}, lr={lr}; dim is 1 to {n_dims}, the others above 0")
+    ids, at = _asked(model, answers, n).to(model.device), swap.where(pos)
     if torch.is_inference_mode_enabled():
         raise ValueError("fitting needs gradients, and torch.inference_mode allows none; leave it, or use no_grad")
     device, draw = model.device, torch.Generator().manual_seed(seed)
@@ -122,8 +123,8 @@ def fit_subspace(
     chosen = rounds[: steps * each].view(steps, each).to(device)
     for step in tqdm(range(steps), desc="fitting", unit=" steps", delay=1.0, disable=not progress):
         with torch.enable_grad():
-            change = swap.within(torch.linalg.qr(weight).Q, chosen[step])
-            loss = -swap.values(metric, change, chosen[step]).mean()
+            logits = swap.logits(swap.within(torch.linalg.qr(weight).Q, chosen[step]), chosen[step], at)
+            loss = -logits.log_softmax(-1).gather(1, ids[chosen[step]]).logsumexp(1).mean()
         (weight.grad,) = torch.autograd.grad(loss, [weight])
         optimizer.step()
         losses.append(loss.detach())
@@ -157,43 +158,38 @@ def subspace_controls(
     """
     if draws < 1:
         raise ValueError(f"draws={draws}; at least one random subspace is drawn")
-    site, pos = replace(fitted.site, subspace=None), fitted.choices["pos"]
-    sets = {"fitted on": (base, source, answers)} | ({} if held_out is None else {"held out": held_out})
-    about = provenance(model, metrics.accuracy(model, answers), _pairs(model, *sets["fitted on"][:2]).own, "controls")
-    asked, labels, values = dict[str, Tensor](), dict[str, Tensor](), list[list[float]]()
-    draw = torch.Generator().manual_seed(seed)
-    for name, (one, other, said) in sets.items():
-        n = len(_pairs(model, one, other).own)
-        ids = answer_ids(model, said)
-        asked[name] = ids.expand(n, -1) if len(ids) == 1 else ids
-        if len(asked[name].unique(dim=0)) < 2:
-            raise ValueError(f"{name}: all answers are the same, so that any subspace, and arbitrary labels, are right")
-        labels[name] = asked[name][torch.randperm(n, generator=draw)]
-        about[f"commonest answer, {name}"] = asked[name].unique(dim=0, return_counts=True)[1].max().item() / n
+    pos = fitted.choices["pos"]
+    site, draw = replace(fitted.site, subspace=None), torch.Generator().manual_seed(seed)
+    sets = {"fitted on": (base, source, answers, attention_mask)}
+    sets |= {} if held_out is None else {"held out": (*held_out, None)}
     fresh = HookedGPT(replace(model.cfg, seed=seed + 1), model.tokenizer).to(model.device, model.dtype).eval()
     choices: dict[str, Any] = fitted.choices | {"attention_mask": attention_mask, "seed": seed, "progress": progress}
-    on_labels = fit_subspace(model, base, source, site, labels["fitted on"], **choices)
-    on_fresh = fit_subspace(fresh, base, source, site, asked["fitted on"], **choices)
-    for name, (one, other, _) in sets.items():
-        mask = attention_mask if name == "fitted on" else None
-        right = metrics.accuracy(model, asked[name], pos=pos)
-        swap = _Swap.of(model, one, other, site, mask)
+    about = {"method": "controls of a subspace", "model": model.fingerprint(), "draws": draws, **fitted.choices}
+    refitted, values = dict[str, Subspace](), list[list[float]]()
+    for name, (one, other, said, mask) in sets.items():
+        swap, swap_of_fresh = (_Swap.of(of, one, other, site, mask) for of in (model, fresh))
+        asked = _asked(model, said, len(swap.pair.own))
+        kinds, counts = asked.unique(dim=0, return_counts=True)
+        if len(kinds) < 2:
+            raise ValueError(f"{name}: all answers are the same: then arbitrary labels are right, too")
+        about[f"commonest answer, {name}"] = counts.max().item() / len(asked)
+        labels = asked[torch.randperm(len(asked), generator=draw)]
+        if not refitted:
+            refitted["labels"] = fit_subspace(model, one, other, site, labels, **choices)
+            refitted["fresh"] = fit_subspace(fresh, one, other, site, asked, **choices)
         own = swap.within(fitted.basis)
         random = [swap.within(_random_basis(fitted.basis, draw)) for _ in range(draws)]
-        rescaled = [each * _as_long(own, each) for each in random]
+        right = [swap.accuracy(each * _as_long(own, each), asked, pos) for each in random]
         values.append(
             [
-                swap.measured(right, own).mean().item(),
-                torch.stack([swap.measured(right, each).mean() for each in rescaled]).mean().item(),
-                swap.measured(metrics.accuracy(model, labels[name], pos=pos), swap.within(on_labels.basis))
-                .mean()
-                .item(),
+                swap.accuracy(own, asked, pos),
+                sum(right) / draws,
+                swap.accuracy(swap.within(refitted["labels"].basis), labels, pos),
+                swap_of_fresh.accuracy(swap_of_fresh.within(refitted["fresh"].basis), asked, pos),
             ]
         )
-        swap = _Swap.of(fresh, one, other, site, mask)
-        values[-1].append(swap.measured(right, swap.within(on_fresh.basis)).mean().item())
     axes = {"control": ["fitted", "random", "arbitrary labels", "fresh weights"], "prompts": list(sets)}
-    return labelled(torch.tensor(values).double().T, axes, "accuracy", about | {"draws": draws, **fitted.choices})
+    return labelled(torch.tensor(values).double().T, axes, "accuracy", about)
 
 
 def null_space_check(
@@ -274,10 +270,18 @@ class _Swap:
         basis = basis.to(change)
         return change @ basis @ basis.T
 
-    def values(
-        self, metric: Metric, change: Float[Tensor, "chosen ..."], chosen: Int[Tensor, " chosen"]
-    ) -> Float[Tensor, " chosen"]:
-        """The metric of some of the base runs, so changed."""
+    def where(self, pos: int) -> Int[Tensor, " prompt"]:
+        """The column that `pos` is in each prompt."""
+        n, n_pos = self.pair.own.shape
+        found = positions([pos], n_pos, self.pair.mask)
+        assert found is not None
+        assert isinstance(found.index, Tensor)
+        return found.index.to(self.resid.device).expand(n, 1)[:, 0]
+
+    def logits(
+        self, change: Float[Tensor, "chosen ..."], chosen: Int[Tensor, " chosen"], at: Int[Tensor, " prompt"]
+    ) -> Float[Tensor, "chosen d_vocab_out"]:
+        """Of some of the base runs, so changed, where they are read."""
         mask, model = None if self.pair.mask is None else self.pair.mask[chosen], self.model
         with model.hooks([(self.point.name, lambda x, hook: x + change)]):  # noqa: ARG005
             final = model(
@@ -286,20 +290,29 @@ class _Swap:
                 stop_at_layer=model.cfg.n_layers,
                 attention_mask=mask,
             )
-        logits = model.read_off(model.ln_final(at_positions(final, metric, mask)))
         self.work["runs from the layer"] += len(chosen)
         self.work["backward passes"] += len(chosen) if torch.is_grad_enabled() else 0
-        return values_of(metric, logits, Rows(self.pair.own[chosen], chosen, len(self.pair.own), mask))
+        read = final[torch.arange(len(chosen), device=final.device), at[chosen]]
+        logits = model.read_off(model.ln_final(read[:, None]))[:, 0]
+        return logits.float() if logits.dtype.itemsize == 2 else logits
 
     @torch.no_grad()
-    def measured(self, metric: Metric, change: Float[Tensor, "prompt ..."]) -> Float[Tensor, " prompt"]:
-        """The metric of all of them."""
-        every = torch.arange(len(change), device=change.device).split(_AT_ONCE)
-        return torch.cat([self.values(metric, change[some], some) for some in every])
+    def accuracy(self, change: Float[Tensor, "prompt ..."], asked: Int[Tensor, "prompt answer"], pos: int) -> float:
+        """How often the likeliest token is what is asked for, of all of them."""
+        at, right = self.where(pos), list[Tensor]()
+        for some in torch.arange(len(change), device=change.device).split(_AT_ONCE):
+            best = self.logits(change[some], some, at).argmax(-1, keepdim=True)
+            right.append((best == asked.to(best.device)[some]).any(1))
+        return torch.cat(right).double().mean().item()
 
 
-def _pairs(model: HookedGPT, base: Any, source: Any) -> Pair:
-    return pair_of_runs(model, source, base, "denoise", None)
+def _asked(model: HookedGPT, answers: Answers, n: int) -> Int[Tensor, "prompt answer"]:
+    """Each pair's answers."""
+    ids = answer_ids(model, answers)
+    check_known(ids, model.cfg.d_vocab_out)
+    if len(ids) not in (1, n):
+        raise ValueError(f"answers: {len(ids)} were given for {n} pairs; give one, or as many")
+    return ids.expand(n, -1)
 
 
 def _check_whole(site: Site) -> None:

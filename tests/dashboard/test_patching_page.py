@@ -12,8 +12,8 @@ from streamlit.testing.v1 import AppTest
 
 from dashboards.parts.jobs import QUEUE
 from dashboards.parts.patching import map as maps
-from dashboards.parts.patching.measured import DIRECTIONS, METRICS
-from interp import HookedGPT, zoo
+from dashboards.parts.patching.measured import DIRECTIONS, ESTIMATES, METRICS
+from interp import HookedGPT, metrics, patching, zoo
 from tests.dashboard.app import healthy, opened, shown
 from tests.dashboard.browser import Watched
 
@@ -141,11 +141,11 @@ def test_the_code_makes_the_numbers_again() -> None:
     at = opened(PAGE, **ASKED, patch_place="Heads", path_from="L1H7", path_to="L3H2")
     found, paths = table(at), told(at, "heard by").change.to_numpy()
     made = []
-    for each in at.code[:4]:
+    for each in at.code[:5]:
         names: dict[str, Any] = {}
         exec(each.value, names)
         made.append(names)
-    exact, gradient, patch, path = made
+    exact, gradient, patch, path = (made[i] for i in (0, 1, 2, 4))
     np.testing.assert_allclose((exact["found"] - exact["found"].base)[..., 0], found, atol=1e-5)
     np.testing.assert_allclose(gradient["found"][..., 0], table(at, "patch_gradient"), atol=1e-5)
     np.testing.assert_allclose(patch["table"].values.detach(), told(at, "patched").patched, atol=1e-5)
@@ -167,6 +167,59 @@ def test_what_takes_long_is_a_job_and_its_layers_are_drawn_as_they_come(monkeypa
     healthy(at.run())
     np.testing.assert_allclose(table(at), wanted, atol=1e-6)
     assert "as the map says ✓" in texts(at)
+
+
+def test_queries_are_estimated_with_their_softmax_computed_anew(model: HookedGPT) -> None:
+    at = opened(PAGE, **ASKED, other=OTHER, patch_place="Queries", patch_estimate=ESTIMATES["atp*"])
+    now, corrupted = shown(at), model.to_tokens(OTHER, prepend_bos=True)
+    metric = metrics.logit_diff(model, now.target, now.foil, pos=now.q, clean=now.tokens, corrupted=corrupted)
+    runs: Any = (model, now.tokens, corrupted, "q", metric)
+    anew = patching.attribution_patching(*runs, method="atp*", progress=False)[..., 0]
+    np.testing.assert_allclose(table(at, "patch_gradient"), anew, atol=1e-6)
+    slope = patching.attribution_patching(*runs, progress=False)[..., 0]
+    assert np.abs(anew - slope).max() > 1e-4
+    assert "in 2 passes forward and 5 back" in texts(at)
+    code = next(each.value for each in at.code if "attribution_patching" in each.value)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    np.testing.assert_allclose(names["found"][..., 0], anew, atol=1e-6)
+
+
+def test_states_put_back_under_noise_are_those_of_a_trace(model: HookedGPT) -> None:
+    at = opened(PAGE, **ASKED, other=OTHER, trace_site="Attention", patch_metric=METRICS["log_prob"])
+    now = shown(at)
+    corrupted = model.to_tokens(OTHER, prepend_bos=True)
+    lost = (now.tokens != corrupted)[0].nonzero().flatten().tolist()
+    metric = metrics.log_prob(model, now.target, pos=now.q)
+    wanted = patching.causal_tracing(model, now.tokens, lost, metric, site="attn_out", progress=False)
+    np.testing.assert_allclose(table(at, "trace"), (wanted - wanted.base)[..., 0], atol=1e-6)
+    assert np.abs(wanted - wanted.base).max() > 1e-2
+    assert f"{float(wanted.base[0]):.4g} with it and nothing put back" in texts(at)
+    names: dict[str, Any] = {}
+    exec(next(each.value for each in at.code if "causal_tracing" in each.value), names)
+    np.testing.assert_allclose(names["found"], wanted, atol=1e-6)
+    at.text_input(key="trace_subject").set_value("area")
+    healthy(at.run())
+    found = patching.causal_tracing(model, now.tokens, "area", metric, site="attn_out", progress=False)
+    np.testing.assert_allclose(table(at, "trace"), (found - found.base)[..., 0], atol=1e-6)
+    at.text_input(key="trace_subject").set_value("<b>nowhere")
+    healthy(at.run())
+    assert "subject='<b>nowhere' is not in prompts" in texts(at)
+
+
+def test_a_part_of_a_patch_is_told_beside_all_of_it(model: HookedGPT) -> None:
+    at = opened(PAGE, **ASKED, other=OTHER, patch_place="Heads", patch_fit="true")
+    parts = told(at, "from the other run").set_index("from the other run")
+    head = np.abs(table(at)).argmax()
+    assert parts.change["all of it"] == pytest.approx(table(at).ravel()[head], abs=1e-5)
+    assert abs(parts.change["a random direction"]) < 0.5 * abs(parts.change["all of it"])
+    assert parts.change["a fitted direction"] > parts.change["all of it"]
+    assert parts.along["toward the target"] == pytest.approx(1)
+    assert parts.along["all but that"] == pytest.approx(0, abs=1e-4)
+    names: dict[str, Any] = {}
+    exec(next(each.value for each in at.code if "patching.interchange" in each.value), names)
+    change = float((names["table"] - names["table"].base)[0])
+    assert change == pytest.approx(parts.change["toward the target"], abs=1e-5)
 
 
 def test_examples_have_counterparts_that_fit() -> None:

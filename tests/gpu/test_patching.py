@@ -73,13 +73,12 @@ def test_a_subspace_is_fitted_as_on_the_cpu_and_without_waiting_for_the_gpu() ->
         assert fitted.basis.device.type == device
         found.append((torch.from_numpy(swapped.to_numpy()), torch.from_numpy(controls.to_numpy())))
     torch.testing.assert_close(found[1], found[0])
-    batch = torch.arange(2, device="cuda")
-    swap, metric = _Swap.of(model, base, base.roll(1, 0), site, None), metrics.log_prob(model, answers)
-    swap.values(metric, swap.within(fitted.basis, batch), batch)
+    swap, batch = _Swap.of(model, base, base.roll(1, 0), site, None), torch.arange(2, device="cuda")
+    at = swap.where(-1)
+    swap.logits(swap.within(fitted.basis, batch), batch, at)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        basis = torch.linalg.qr(fitted.basis).Q
-        swap.values(metric, swap.within(basis, batch), batch)
+        swap.logits(swap.within(fitted.basis, batch), batch, at)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -185,7 +185,7 @@ def test_what_cannot_be_interchanged_or_fitted_is_refused() -> None:
         (site, answers, {"lr": 0.0}, "lr=0.0"),
         (half, answers, {}, "without subspace= and neuron="),
         (Site("ln_final.hook_normalized"), answers, {}, "a value in a layer"),
-        (site, [1, 2], {}, "2 were given for 3 prompts"),
+        (site, [1, 2], {}, "2 were given for 3 pairs"),
     ]
     for where, said, choices, told in refused:
         with pytest.raises(ValueError, match=told):

@@ -4,12 +4,13 @@ import streamlit as st
 
 from dashboards.parts.models import Trouble
 from dashboards.parts.other import draw_parting, example_of, other_prompt, parting
-from dashboards.parts.patching.measured import DIRECTIONS, METRICS, PLACES, Asked, places
+from dashboards.parts.patching.measured import DIRECTIONS, ESTIMATES, METRICS, PLACES, Asked, places
 from dashboards.parts.sidebar import LONGEST, labels_of, read
 from dashboards.parts.state import Chosen
 from dashboards.parts.words import fill_in, plain, token_text
 from interp import zoo
 from interp.patching.activation import Direction
+from interp.patching.attribution import Method
 
 
 def choose(now: Chosen) -> Asked | Trouble:
@@ -59,21 +60,29 @@ def _offer_answers(now: Chosen, example: zoo.Example) -> None:
             st.rerun()  # they stand beside the page, not in it
 
 
-def choose_place(now: Chosen) -> tuple[str, int | None]:
-    """The kind of place that is patched, and the layer, if it is of one alone."""
+def choose_place(now: Chosen) -> tuple[str, int | None, Method]:
+    """The kind of place that is patched, the layer, if it is of one alone, and how all patches are estimated."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         names = places(now.model)
         place = st.segmented_control(
             "Patched", names, default=names[0], key="patch_place", bind="query-params", required=True
         )
         place = place if place in names else names[0]
-        if not PLACES[place].is_one_layer:
-            return place, None
-        n = now.model.cfg.n_layers
-        if (st.session_state.get("patch_layer") or 0) >= n:
-            st.session_state["patch_layer"] = n - 1
-        layer = st.number_input("Layer", 0, n - 1, 0, key="patch_layer", bind="query-params", width=130)
-    return place, int(layer)
+        layer, n = None, now.model.cfg.n_layers
+        if PLACES[place].is_one_layer:
+            if (st.session_state.get("patch_layer") or 0) >= n:
+                st.session_state["patch_layer"] = n - 1
+            layer = int(st.number_input("Layer", 0, n - 1, 0, key="patch_layer", bind="query-params", width=130))
+        method = st.selectbox(
+            "Estimated by",
+            list(ESTIMATES),
+            format_func=ESTIMATES.__getitem__,
+            key="patch_estimate",
+            bind="query-params",
+            width=210,
+            help="A saturated head's queries and keys have no slope: AtP* computes its softmax anew.",
+        )
+    return place, layer, method
 
 
 def _choices() -> tuple[str, Direction]:

@@ -26,20 +26,24 @@ from dashboards.parts.patching.measured import (
 from dashboards.parts.state import Chosen, cached
 from dashboards.parts.taken import taken
 from interp import plots
+from interp.patching.attribution import Method
 
 TEXTS = 400  # cells with numbers in them
 WIDE = 20  # columns that two maps beside each other have room for
 
 
-def draw_maps(now: Chosen, asked: Asked, place: str, layer: int | None) -> DataArray | None:
+def draw_maps(now: Chosen, asked: Asked, place: str, layer: int | None, method: Method) -> DataArray | None:
     """Both maps beside each other; the exact one, once it is there."""
-    estimated = cached(gradient_of, asked, place, layer)
+    estimated = cached(gradient_of, asked, place, layer, method)
     with st.container(horizontal=True, key="patch_maps", gap="medium"):
         with st.container(width="stretch", key="patch_exact_side"):
             found = _exact(now, asked, place, layer, estimated)
         with st.container(width="stretch", key="patch_gradient_side"):
-            st.markdown("**Estimated** by gradient × difference: two passes in all")
-            _draw(now, asked, place, layer, estimated, "patch_gradient", found)
+            forward, backward = (int(estimated.attrs[f"{way} passes"]) for way in ("forward", "backward"))
+            st.markdown(
+                f"**Estimated** in {forward} passes forward and {backward} back, whatever the number of patches"
+            )
+            _draw(now, asked, place, layer, estimated, "patch_gradient", found, method)
             st.caption(_agreement(found, estimated, asked))
     return found
 
@@ -88,6 +92,7 @@ def _draw(
     found: DataArray,
     key: str,
     beside: DataArray | None = None,
+    method: Method | None = None,
 ) -> None:
     """A map; with another beside it, of the same colours, and marked where that one is largest."""
     end = None if beside is None else _end(found, beside)
@@ -126,7 +131,7 @@ def _draw(
     taken(
         table,
         key=f"{key}_map",
-        code=code_of(now, asked, place, layer, kind == "exact"),
+        code=code_of(now, asked, place, layer, method),
         made=lambda: _figure(now, found, kind),
         svg=lambda: svg_of(z, title=f"{place}, {kind}: change of the {said_of(asked, now)}", **look),
     )
@@ -192,16 +197,18 @@ def _figure(now: Chosen, found: DataArray, kind: str) -> go.Figure:
     return plots.heatmap(found.rename("change"), title=f"Patching, {kind}", scale="diverging", theme=now.theme)
 
 
-def code_of(now: Chosen, asked: Asked, place: str, layer: int | None, is_exact: bool) -> str:
-    """Python that makes a map again."""
+def code_of(now: Chosen, asked: Asked, place: str, layer: int | None, method: Method | None) -> str:
+    """Python that makes a map again, the exact one without a method."""
     what = PLACES[place]
     layers = "" if layer is None else f", layers=[{layer}]"
+    is_exact = method is None
     call = "activation_patching" if is_exact else "attribution_patching"
+    how = "" if method in (None, "gradient") else f", method={method!r}"
     end = "fig = plots.heatmap(found, effect=True)\n" if is_exact else "fig = plots.heatmap(found, scale='diverging')\n"
     return before(now, asked, "metrics", "patching", "plots") + (
         f"{asked.code()}found = patching.{call}(\n"
         f"    model, tokens, corrupted, {what.site!r}, metric, by={what.by!r},\n"
-        f"    direction={asked.direction!r}{layers}\n)\n{end}"
+        f"    direction={asked.direction!r}{layers}{how}\n)\n{end}"
     )
 
 

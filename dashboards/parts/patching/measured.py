@@ -16,10 +16,13 @@ from interp import HookedGPT, metrics, patching
 from interp.interventions import Patch, Site
 from interp.metrics import AnyMetric, Rows, values_of
 from interp.patching.activation import Direction
+from interp.patching.attribution import Method
 from interp.patching.sites import By
 from interp.patching.sweep import Progress
 
 AT_ONCE = 3.0  # seconds that a sweep may take without being asked for
+DRAWS = 10  # of noise, where states are put back
+STEPS = 60  # in which a direction is fitted
 FASTER = 4  # times than a loop of whole runs: a sweep on long prompts, at least
 
 METRICS = {
@@ -49,7 +52,10 @@ PLACES = {
     "MLP out": What("mlp_out", ("pos",)),
     "Heads": What("z", ("head",)),
     "Heads by position": What("z", ("head", "pos"), is_one_layer=True),
+    "Queries": What("q", ("head",)),
+    "Keys": What("k", ("head",)),
 }
+ESTIMATES: dict[Method, str] = {"gradient": "gradient", "integrated": "integrated gradients", "atp*": "AtP*"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,9 @@ def differences(asked: Asked) -> list[float]:
     return (logits[:, asked.target] - logits[:, asked.foil]).tolist()
 
 
-def gradient_of(model: HookedGPT, tokens: Tensor, asked: Asked, place: str, layer: int | None) -> DataArray:
+def gradient_of(
+    model: HookedGPT, tokens: Tensor, asked: Asked, place: str, layer: int | None, method: Method
+) -> DataArray:
     """For `cached`: the estimate, what each patch would change."""
     what = PLACES[place]
     found = patching.attribution_patching(
@@ -127,9 +135,10 @@ def gradient_of(model: HookedGPT, tokens: Tensor, asked: Asked, place: str, laye
         by=what.by,
         direction=asked.direction,
         layers=None if layer is None else [layer],
+        method=method,
         progress=False,
     )
-    return found.isel(prompt=0, drop=True)
+    return found.isel(prompt=0, drop=True).drop_vars("contribution", errors="ignore")
 
 
 def exact_of(
@@ -182,6 +191,11 @@ def seconds_at_most(now: Chosen, place: str) -> float:
     return n * cached(seconds_of) / FASTER
 
 
+def seconds_of_trace(now: Chosen) -> float:
+    """How long it takes to put back every state, by the time of a pass."""
+    return DRAWS * now.model.cfg.n_layers * len(now.labels) * cached(seconds_of) / FASTER
+
+
 def patched_of(
     model: HookedGPT, tokens: Tensor, asked: Asked, site: str, layer: int, head: int | None, pos: int | None
 ) -> Dataset:
@@ -230,3 +244,73 @@ def paths_of(
     )
     one = found.isel(prompt=0, site=0)
     return (one - one.base).drop_vars(["prompt", "base", "site"]).assign_attrs(found.attrs)
+
+
+def lost_of(tokens: Tensor, asked: Asked) -> tuple[int, ...]:
+    """The positions at which the two prompts differ."""
+    return tuple((tokens[0].cpu() != torch.tensor(asked.other)).nonzero().flatten().tolist())
+
+
+def window_of(model: HookedGPT, site: str) -> int:
+    """In how many layers something is put back at once: of what is added, in a quarter of them."""
+    return 1 if site == "resid_post" else max(1, model.cfg.n_layers // 4)
+
+
+def trace_of(
+    model: HookedGPT,
+    tokens: Tensor,
+    asked: Asked,
+    site: str,
+    subject: str | tuple[int, ...],
+    progress: Progress = False,
+) -> DataArray:
+    """For `cached`: what each state gives back of the metric, where noise has taken the subject."""
+    found = patching.causal_tracing(
+        model,
+        tokens,
+        subject,
+        asked.metric_of(model, tokens),
+        samples=DRAWS,
+        site=site,
+        window=window_of(model, site),
+        progress=progress,
+    ).isel(prompt=0)
+    about = found.attrs | {"base": found.base.item(), "clean": found.clean.item()}
+    return (found - found.base).drop_vars(["prompt", "base", "clean"]).assign_attrs(about)
+
+
+def traced(model: HookedGPT, tokens: Tensor, asked: Asked, site: str, subject: Any, tell: Tell) -> DataArray:
+    """A job: the same."""
+    found = trace_of(model, tokens, asked, site, subject, progress=tell.part(0, 1))
+    tell(1, 1, found)
+    return found
+
+
+def shares_of(
+    model: HookedGPT, tokens: Tensor, asked: Asked, site: str, layer: int, head: int | None, pos: int | None, fits: bool
+) -> DataArray:
+    """For `cached`: what the patch changes if only a part of the space comes from the other run.
+
+    Of the site's space, as the logits read it: the direction from the foil to the target, all that is orthogonal to it,
+    one random direction, and, if asked for, one fitted so that the model says what the other run does. `along` is how
+    much of each lies along the first.
+    """
+    own, other = (asked.corrupted, tokens) if asked.direction == "denoise" else (tokens, asked.corrupted)
+    where = Site(site, layer, head=head, pos=pos)
+    toward = (model.W_U[:, asked.target] - model.W_U[:, asked.foil]).detach()
+    if head is not None:
+        toward = model.blocks[layer].attn.W_O[head].detach() @ toward
+    turned = torch.linalg.qr(torch.cat([toward[:, None], torch.eye(len(toward)).to(toward)], 1)).Q
+    random = torch.randn(len(toward), 1, generator=torch.Generator().manual_seed(0)).to(toward)
+    parts = {"all of it": torch.eye(len(toward)).to(toward), "toward the target": turned[:, :1]}
+    parts |= {"all but that": turned[:, 1:], "a random direction": random / random.norm()}
+    if fits:
+        answer = asked.target if asked.direction == "denoise" else asked.foil
+        fitted = patching.fit_subspace(model, own, other, where, answer, steps=STEPS, pos=asked.q, progress=False)
+        parts["a fitted direction"] = fitted.basis.to(toward)
+    found = patching.interchange(model, own, other, where, parts, asked.metric_of(model, tokens), progress=False).isel(
+        prompt=0
+    )
+    along = [float((turned[:, 0] @ each).norm()) for each in parts.values()]
+    change = (found - found.base).drop_vars(["prompt", "base"]).assign_attrs(found.attrs)
+    return change.assign_coords(along=("subspace", along))

@@ -10,7 +10,7 @@ from dashboards.parts.figure import numbers
 from dashboards.parts.models import Trouble
 from dashboards.parts.patching.chosen import said_of
 from dashboards.parts.patching.map import before, flat, picked
-from dashboards.parts.patching.measured import PLACES, Asked, patched_of, paths_of
+from dashboards.parts.patching.measured import PLACES, STEPS, Asked, patched_of, paths_of, shares_of
 from dashboards.parts.state import Chosen, cached
 from dashboards.parts.words import report, token_text
 from interp.plots.theme import seen
@@ -40,12 +40,7 @@ def draw_patch(now: Chosen, asked: Asked, place: str, layer: int | None, found: 
         )
     else:
         caption += f"; estimated {float(z[row, column]):+.4f}."
-    site = (
-        f"Site({what.site!r}, {at}"
-        + ("" if head is None else f", head={head}")
-        + ("" if pos is None else f", pos={pos}")
-        + ")"
-    )
+    site = f"Site({what.site!r}, {at}{_name_of(head, pos)})"
     own, other = ("corrupted", "tokens") if asked.direction == "denoise" else ("tokens", "corrupted")
     code = before(now, asked) + (
         "from interp.interventions import Patch, Site\n\n"
@@ -55,6 +50,41 @@ def draw_patch(now: Chosen, asked: Asked, place: str, layer: int | None, found: 
         f"table = logits.softmax(-1).topk({len(ids)})\n"
     )
     numbers(table, key="patch_tokens", caption=caption, code=code)
+    if what.site not in ("q", "k"):
+        _draw_shares(now, asked, what.site, at, head, pos)
+
+
+def _draw_shares(now: Chosen, asked: Asked, site: str, layer: int, head: int | None, pos: int | None) -> None:
+    """The same patch of a part of the space."""
+    st.markdown("**Which part of it counts**: only the coordinates in a subspace come from the other run")
+    fits = st.toggle("Fit a direction", key="patch_fit", bind="query-params")
+    found = cached(shares_of, asked, site, layer, head, pos, fits)
+    table = pd.DataFrame(
+        {"from the other run": found.subspace.to_numpy(), "change": found.to_numpy(), "along": found.along.to_numpy()}
+    )
+    caption = (
+        f"Change of the {said_of(asked, now)}; along: how much of each lies in the direction in which the logits tell "
+        "target from foil."
+    )
+    if fits:
+        caption += (
+            f" The fitted direction was trained, in {STEPS} steps, to make this one pair say what the other run says: "
+            "of one pair many can. What one is worth, patching\\.subspace\\_controls tells on many pairs."
+        )
+    whole, other = _name_of(head, pos), ("corrupted", "tokens")
+    own, source = other if asked.direction == "denoise" else other[::-1]
+    code = before(now, asked, "metrics", "patching") + (
+        f"from interp.interventions import Site\n\n{asked.code()}"
+        f"toward = (model.W_U[:, {asked.target}] - model.W_U[:, {asked.foil}]).detach()\n"
+        + ("" if head is None else f"toward = model.blocks[{layer}].attn.W_O[{head}].detach() @ toward\n")
+        + f"basis = toward[:, None] / toward.norm()\n"
+        f"table = patching.interchange(model, {own}, {source}, Site({site!r}, {layer}{whole}), basis, metric)\n"
+    )
+    numbers(table, key="patch_shares", caption=caption, code=code)
+
+
+def _name_of(head: int | None, pos: int | None) -> str:
+    return ("" if head is None else f", head={head}") + ("" if pos is None else f", pos={pos}")
 
 
 def draw_paths(now: Chosen, asked: Asked) -> None:
