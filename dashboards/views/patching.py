@@ -16,7 +16,8 @@ from dashboards.parts.words import report
 STYLE = """
 <style>
 .st-key-patch_maps { flex-wrap: wrap; }
-.st-key-patch_exact_side, .st-key-patch_gradient_side { min-width: min(480px, 100%); }
+.st-key-patch_maps > div { min-width: min(480px, 100%); }
+.st-key-patch_place [role="radiogroup"] { flex-wrap: wrap; row-gap: 4px; }
 .st-key-patch_exact_box, .st-key-patch_gradient_box, .st-key-trace_box { overflow: auto hidden; }
 </style>
 """

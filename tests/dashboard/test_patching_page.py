@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from dashboards.parts.jobs import QUEUE
 from dashboards.parts.patching import map as maps
+from dashboards.parts.patching import measured, traced
 from dashboards.parts.patching.measured import DIRECTIONS, ESTIMATES, METRICS
 from interp import HookedGPT, metrics, patching, zoo
 from tests.dashboard.app import healthy, opened, shown
@@ -178,30 +179,41 @@ def test_queries_are_estimated_with_their_softmax_computed_anew(model: HookedGPT
     np.testing.assert_allclose(table(at, "patch_gradient"), anew, atol=1e-6)
     slope = patching.attribution_patching(*runs, progress=False)[..., 0]
     assert np.abs(anew - slope).max() > 1e-4
-    assert "in 2 passes forward and 5 back" in texts(at)
+    assert "2 passes forward, 5 passes back" in texts(at)
     code = next(each.value for each in at.code if "attribution_patching" in each.value)
     names: dict[str, Any] = {}
     exec(code, names)
     np.testing.assert_allclose(names["found"][..., 0], anew, atol=1e-6)
 
 
-def test_states_put_back_under_noise_are_those_of_a_trace(model: HookedGPT) -> None:
+def test_states_put_back_under_noise_are_those_of_a_trace(model: HookedGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traced, "AT_ONCE", 0.0)
+    for module in (measured, traced):
+        monkeypatch.setattr(module, "DRAWS", 2)
     at = opened(PAGE, **ASKED, other=OTHER, trace_site="Attention", patch_metric=METRICS["log_prob"])
+    assert "48 runs: about" in texts(at)
+    at.button(key="job_tracing_attention_start").click()
+    healthy(at.run())
+    while len(QUEUE):
+        time.sleep(0.05)
+    healthy(at.run())
     now = shown(at)
     corrupted = model.to_tokens(OTHER, prepend_bos=True)
     lost = (now.tokens != corrupted)[0].nonzero().flatten().tolist()
     metric = metrics.log_prob(model, now.target, pos=now.q)
-    wanted = patching.causal_tracing(model, now.tokens, lost, metric, site="attn_out", progress=False)
+    wanted = patching.causal_tracing(model, now.tokens, lost, metric, site="attn_out", samples=2, progress=False)
     np.testing.assert_allclose(table(at, "trace"), (wanted - wanted.base)[..., 0], atol=1e-6)
     assert np.abs(wanted - wanted.base).max() > 1e-2
     assert f"{float(wanted.base[0]):.4g} with it and nothing put back" in texts(at)
     names: dict[str, Any] = {}
     exec(next(each.value for each in at.code if "causal_tracing" in each.value), names)
     np.testing.assert_allclose(names["found"], wanted, atol=1e-6)
+    assert "48 runs." in texts(at)
+    monkeypatch.setattr(traced, "AT_ONCE", torch.inf)
     at.text_input(key="trace_subject").set_value("area")
     healthy(at.run())
-    found = patching.causal_tracing(model, now.tokens, "area", metric, site="attn_out", progress=False)
-    np.testing.assert_allclose(table(at, "trace"), (found - found.base)[..., 0], atol=1e-6)
+    found = patching.causal_tracing(model, now.tokens, "area", metric, site="attn_out", samples=2, progress=False)
+    assert f"{float(found.base[0]):.4g} with it and nothing put back" in texts(at)
     at.text_input(key="trace_subject").set_value("<b>nowhere")
     healthy(at.run())
     assert "subject='<b>nowhere' is not in prompts" in texts(at)

@@ -81,7 +81,7 @@ def test_a_fact_is_where_it_was_put() -> None:
     metric, subject, last = metrics.prob(model, answers), [BEGINS, BEGINS + 1], BEGINS + 1
     gain = {}
     for site in ("resid_post", "mlp_out", "attn_out"):
-        found = causal_tracing(model, tokens, subject, metric, site=site, progress=False)
+        found = causal_tracing(model, tokens, subject, metric, site=site, samples=5, progress=False)
         assert (found.clean > 0.99).all()
         assert found.base.mean() < 0.5
         gain[site] = (found - found.base).mean("prompt").to_numpy()

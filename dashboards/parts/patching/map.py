@@ -40,9 +40,8 @@ def draw_maps(now: Chosen, asked: Asked, place: str, layer: int | None, method: 
             found = _exact(now, asked, place, layer, estimated)
         with st.container(width="stretch", key="patch_gradient_side"):
             forward, backward = (int(estimated.attrs[f"{way} passes"]) for way in ("forward", "backward"))
-            st.markdown(
-                f"**Estimated** in {forward} passes forward and {backward} back, whatever the number of patches"
-            )
+            back = "1 pass" if backward == 1 else f"{backward} passes"
+            st.markdown(f"**Estimated**, all at once: {forward} passes forward, {back} back")
             _draw(now, asked, place, layer, estimated, "patch_gradient", found, method)
             st.caption(_agreement(found, estimated, asked))
     return found

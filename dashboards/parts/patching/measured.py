@@ -191,9 +191,10 @@ def seconds_at_most(now: Chosen, place: str) -> float:
     return n * cached(seconds_of) / FASTER
 
 
-def seconds_of_trace(now: Chosen) -> float:
-    """How long it takes to put back every state, by the time of a pass."""
-    return DRAWS * now.model.cfg.n_layers * len(now.labels) * cached(seconds_of) / FASTER
+def runs_of_trace(now: Chosen, subject: str | tuple[int, ...]) -> int:
+    """How many it takes to put back every state: from the subject on, where it is known."""
+    n_pos = len(now.labels) if isinstance(subject, str) else len(now.labels) - min(subject)
+    return DRAWS * now.model.cfg.n_layers * n_pos
 
 
 def patched_of(

@@ -60,7 +60,11 @@ def _draw_shares(now: Chosen, asked: Asked, site: str, layer: int, head: int | N
     fits = st.toggle("Fit a direction", key="patch_fit", bind="query-params")
     found = cached(shares_of, asked, site, layer, head, pos, fits)
     table = pd.DataFrame(
-        {"from the other run": found.subspace.to_numpy(), "change": found.to_numpy(), "along": found.along.to_numpy()}
+        {
+            "from the other run": found.subspace.to_numpy(),
+            "change": found.to_numpy(),
+            "along": found.along.to_numpy().round(3),
+        }
     )
     caption = (
         f"Change of the {said_of(asked, now)}; along: how much of each lies in the direction in which the logits tell "

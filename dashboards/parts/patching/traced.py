@@ -9,15 +9,17 @@ from xarray import DataArray
 
 from dashboards.parts import jobs
 from dashboards.parts.grid import grid, scale_of, svg_of
+from dashboards.parts.heads.measured import seconds_of
 from dashboards.parts.models import told
 from dashboards.parts.patching.chosen import said_of
 from dashboards.parts.patching.map import TEXTS, WIDE, before
 from dashboards.parts.patching.measured import (
     AT_ONCE,
     DRAWS,
+    FASTER,
     Asked,
     lost_of,
-    seconds_of_trace,
+    runs_of_trace,
     trace_of,
     traced,
     window_of,
@@ -46,23 +48,15 @@ def draw_trace(now: Chosen, asked: Asked) -> None:
         )
         return
     site, subject = SITES[name], text or lost_of(now.tokens, asked)
-    seconds = seconds_of_trace(now)
+    runs = runs_of_trace(now, subject)
+    seconds = runs * cached(seconds_of) / FASTER
     try:
         if seconds <= AT_ONCE:
             with st.spinner("Tracing"):
                 found = cached(trace_of, asked, site, subject)
         else:
-            of = f"{DRAWS * now.model.cfg.n_layers * len(now.labels):,} runs"
-            found = jobs.offer(
-                traced,
-                asked,
-                site,
-                subject,
-                name=f"Tracing: {name}",
-                seconds=seconds,
-                of=of,
-                draw=lambda _: None,
-            )
+            options: dict[str, Any] = {"seconds": seconds, "of": f"{runs:,} runs", "draw": lambda _: None}
+            found = jobs.offer(traced, asked, site, subject, name=f"Tracing: {name}", **options)
     except ValueError as error:
         report(told(error), "trace")
         return
