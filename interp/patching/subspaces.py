@@ -70,7 +70,7 @@ def interchange(
 
 @dataclass(frozen=True, eq=False)
 class Subspace:
-    """A fitted subspace: its site, with it; the loss of each step; and the passes that it took, of one prompt each."""
+    """A fitted subspace: its site, with it; the loss of each step; and the runs that it took, of one prompt each."""
 
     site: Site
     losses: list[float]
@@ -104,7 +104,7 @@ def fit_subspace(
 
     An answer for each pair: what it would say if the variable had the value that it has in the source, all else as in
     the base. Its log-probability at `pos` is what the steps (of Adam, over `batch` pairs) raise. Only the layers from
-    the site on are run again. `work` counts passes of one prompt: whole ones, and those from the site's layer on.
+    the site on are run again: `work` counts runs of one prompt up to its layer, from there on, and back.
     """
     swap = _Swap.of(model, base, source, site, attention_mask)
     n_dims, n = swap.change.shape[-1], len(swap.pair.own)

@@ -79,14 +79,16 @@ def test_every_state_put_back_is_a_run_of_its_own_under_the_same_noise(
 def test_a_fact_is_where_it_was_put() -> None:
     (model, _), (tokens, answers) = recalling(), questions()
     metric, subject, last = metrics.prob(model, answers), [BEGINS, BEGINS + 1], BEGINS + 1
-    gain = {}
+    gain, lost = {}, []
     for site in ("resid_post", "mlp_out", "attn_out"):
         found = causal_tracing(model, tokens, subject, metric, site=site, samples=5, progress=False)
         assert (found.clean > 0.99).all()
         assert found.base.mean() < 0.5
+        lost.append(found.base.to_numpy())
         gain[site] = (found - found.base).mean("prompt").to_numpy()
     assert gain["resid_post"].argmax(1).tolist() == [last, last, LENGTH - 1]  # carried, looked up, moved
     np.testing.assert_allclose(gain["resid_post"][MOVER, -1], (found.clean - found.base).mean(), atol=1e-6)
+    np.testing.assert_array_equal(lost, [lost[0]] * 3)  # the same noise for every site
     for site, peak in (("mlp_out", (MEMORY, last)), ("attn_out", (MOVER, LENGTH - 1))):
         assert np.unravel_index(gain[site].argmax(), gain[site].shape) == peak
         assert np.sort(gain[site].ravel())[-2] < 0.6 * gain[site][peak]
