@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from interp.config import GPTConfig
 from interp.hooks import HookPoint, is_heard, is_touched, replayed
-from interp.model.attention import Attention, HeadInputs, Pass, RotaryAttention, Written
+from interp.model.attention import HeadInputs, Pass, Written, attention
 from interp.model.mlp import MLP, GatedMLP
 from interp.model.norms import LayerNorm, Norm, norm
 
@@ -28,7 +28,7 @@ class AttentionBlock(nn.Module):
     def __init__(self, cfg: GPTConfig, layer: int) -> None:
         super().__init__()
         self.ln1 = norm(cfg, exists=cfg.norm_position in ("pre", "both"))
-        self.attn = RotaryAttention(cfg, layer) if cfg.is_rotary else Attention(cfg, layer)
+        self.attn = attention(cfg, layer)
         self.ln1_post = norm(cfg, exists=cfg.norm_position != "pre")
         self.add = add_then_norm if cfg.norm_position == "post" else add_output
 

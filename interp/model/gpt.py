@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from interp.config import GPTConfig
 from interp.hooks import HookPoint, Span, hooks_in_force, is_heard, spanning
 from interp.loading import open_checkpoint, save
-from interp.model.attention import Pass
+from interp.model.attention import Pass, RotaryAttention
 from interp.model.block import Block, block
 from interp.model.embed import Embed, LearnedPositions, SinusoidalPositions, Unembed
 from interp.model.init import init_weights
@@ -31,13 +31,14 @@ from interp.model.inputs import (
     checked_mask,
     checked_resid,
     checked_tokens,
+    distance,
     next_token_loss,
     positions,
 )
 from interp.model.kv_cache import KVCache
 from interp.model.norms import norm
 from interp.model.observe import Observed
-from interp.model.rotary import rotation
+from interp.model.rotary import rotations
 from interp.model.text import Text
 from interp.tokenization import Tokenizer
 
@@ -56,7 +57,8 @@ class HookedGPT(Observed):
         self.cfg = cfg
         self.tokenizer = tokenizer
         self.embed = Embed(cfg)
-        self.hook_embed = HookPoint("batch pos d_model", "W_E[token]")
+        self.ln_embed = norm(cfg, exists=cfg.embed_norm)
+        self.hook_embed = HookPoint("batch pos d_model", "W_E[token], past ln_embed where there is one")
         if cfg.positional_embedding_type == "standard":
             self.pos_embed = LearnedPositions(cfg)
             self.hook_pos_embed = HookPoint("batch pos d_model", "W_pos[position]")
@@ -253,10 +255,24 @@ class HookedGPT(Observed):
             return self._pass(x, *args)
 
     def _pass_and_remember(self, x: Tensor, *args: Any) -> Any:
-        out = self._observed_pass(x, *args)
         mask, kv_cache = args[-2:]
+        if self.cfg.rope_scaling is not None and self.cfg.rope_scaling.depends_on_length:
+            self._turn_past(kv_cache, positions(mask, 0, kv_cache.length + x.shape[1], x.device))
+        out = self._observed_pass(x, *args)
         kv_cache.commit(x.shape[1], mask)
         return out
+
+    @torch.no_grad()
+    def _turn_past(self, kv_cache: KVCache, where: Int[Tensor, "#batch pos"]) -> None:
+        """Give kept keys the angles that they have in an input as long as these positions are."""
+        length, before = where.max() + 1, kv_cache.turned_for
+        if kv_cache.length and before is not None and before != length:
+            past = where[:, : kv_cache.length]
+            old, new = (rotations(self.cfg, past, self.dtype, each) for each in (before, length))
+            for layer, each in enumerate(self.blocks):
+                if isinstance(each.attn, RotaryAttention):
+                    each.attn.turn_again(kv_cache.of(layer)[0], old, new)
+        kv_cache.turned_for = length
 
     def _pass(
         self,
@@ -295,9 +311,10 @@ class HookedGPT(Observed):
     ) -> Pass:
         """What all blocks of a pass over tokens at these positions share, with those who listen now."""
         n_new, device = where.shape[1], where.device
-        is_causal = self.cfg.attention_dir == "causal"
+        is_causal, leans = self.cfg.attention_dir == "causal", self.cfg.positional_embedding_type == "alibi"
         return Pass(
-            rotation=rotation(self.cfg, where, self.dtype) if self.cfg.is_rotary else None,
+            rotations=rotations(self.cfg, where, self.dtype) if self.cfg.is_rotary else None,
+            distance=distance(where, positions(mask, 0, n_past + n_new, device)) if leans else None,
             mask=allowed_attention(mask, n_past, n_new, is_causal, None, device),
             local_mask=allowed_attention(mask, n_past, n_new, is_causal, self.cfg.window_size, device),
             is_causal=is_causal and n_past == 0,
@@ -317,7 +334,7 @@ class HookedGPT(Observed):
         embed = self.embed(tokens)
         if self.cfg.embed_scale != 1:
             embed = embed * torch.tensor(self.cfg.embed_scale, dtype=embed.dtype)  # rounded as the weights are
-        resid = self.hook_embed(embed)
+        resid = self.hook_embed(self.ln_embed(embed))
         if self.pos_embed is not None:
             pos = self.pos_embed(where, resid.dtype)
             resid = resid + (self.hook_pos_embed(pos.expand_as(resid)) if is_heard(self.hook_pos_embed) else pos)

@@ -97,7 +97,8 @@ class Observed(Generates):
         first, last = checked_layers(start_at_layer, stop_at_layer, self.cfg.n_layers)
         if name.startswith("blocks."):
             return first <= self.hook_dict[name].layer() < last
-        return start_at_layer is None if name in ("hook_embed", "hook_pos_embed") else stop_at_layer is None
+        is_before = name in ("hook_embed", "hook_pos_embed") or name.startswith("ln_embed.")
+        return start_at_layer is None if is_before else stop_at_layer is None
 
     def check_reach(
         self,

@@ -1,8 +1,10 @@
 """What several families share."""
 
 from collections.abc import Callable
-from typing import Any
+from math import log, sqrt
+from typing import Any, get_args, get_type_hints
 
+import torch
 from torch import Tensor
 
 from interp.config import GPTConfig, RopeScaling
@@ -31,16 +33,11 @@ def activation(name: str) -> str:
 def rope(hf: Config, d_head: int, fraction: float | None = None) -> Config:
     """The fields of rotary positions, from a config of today or of before; `fraction` if the family turns a part."""
     given = dict(hf.get("rope_scaling") or {}) | dict(hf.get("rope_parameters") or {})
-    kind = given.get("rope_type", given.get("type", "default"))
-    scaling = None
-    if kind == "linear":
-        scaling = RopeScaling(kind="linear", factor=float(given["factor"]))
-    elif kind == "llama3":
-        names = {"factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"}
-        numbers = {ours: float(given[theirs]) for ours, theirs in names.items()}
-        scaling = RopeScaling(kind="llama3", original_n_ctx=given["original_max_position_embeddings"], **numbers)
-    elif kind != "default":
-        raise ValueError(f"config.json has rope_type={kind!r}; supported: 'default', 'linear', 'llama3'")
+    n_ctx = hf["max_position_embeddings"]
+    original = hf.get("original_max_position_embeddings") or given.get("original_max_position_embeddings") or n_ctx
+    scaling = rope_scaling(given, n_ctx, original)
+    if scaling is not None and scaling.kind in ("dynamic", "yarn"):
+        n_ctx = max(n_ctx, int(scaling.factor * scaling.original_n_ctx))
     base = given.get("rope_theta", hf.get("rope_theta", hf.get("rotary_emb_base", 10_000.0)))
     if fraction is not None:
         fraction = given.get("partial_rotary_factor", hf.get("partial_rotary_factor", hf.get("rotary_pct", fraction)))
@@ -49,7 +46,38 @@ def rope(hf: Config, d_head: int, fraction: float | None = None) -> Config:
         "rotary_base": float(base),
         "rotary_dim": d_head if fraction is None else int(d_head * fraction),
         "rope_scaling": scaling,
+        "n_ctx": n_ctx,
     }
+
+
+def rope_scaling(given: Config, n_ctx: int, original: int) -> RopeScaling | None:
+    """What a config says of rotary angles that are slowed."""
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind == "default":
+        return None
+    factor = float(given.get("factor") or n_ctx / original)
+    found: Config = {"kind": "longrope" if kind == "su" else kind, "original_n_ctx": original, "factor": factor}
+    if kind == "linear":
+        del found["original_n_ctx"]
+    elif kind == "llama3":
+        found |= {name: float(given[name]) for name in ("low_freq_factor", "high_freq_factor")}
+    elif kind == "dynamic":
+        found["original_n_ctx"] = n_ctx
+    elif kind == "yarn":
+        refuse(given, truncate=True, mscale_all_dim=0)
+        found |= {
+            "low_freq_factor": float(given.get("beta_slow") or 1),
+            "high_freq_factor": float(given.get("beta_fast") or 32),
+        }
+        found["attention_factor"] = given.get("attention_factor") or 0.1 * log(max(factor, 1)) + 1
+    elif kind in ("longrope", "su"):
+        found |= {f"{name}s": tuple(map(float, given[name])) for name in ("short_factor", "long_factor")}
+        found["attention_factor"] = given.get("attention_factor") or sqrt(1 + log(max(factor, 1)) / log(original))
+        del found["factor"]
+    else:
+        kinds = ("default", *get_args(get_type_hints(RopeScaling)["kind"]))
+        raise ValueError(f"config.json has rope_type={kind!r}; supported: {str(kinds)[1:-1]}")
+    return RopeScaling(**found)
 
 
 def rms_decoder(hf: Config) -> Config:
@@ -63,7 +91,6 @@ def rms_decoder(hf: Config) -> Config:
         "d_head": d_head,
         "d_mlp": hf["intermediate_size"],
         "d_vocab": hf["vocab_size"],
-        "n_ctx": hf["max_position_embeddings"],
         "act_fn": activation(hf.get("hidden_act", "silu")),
         "gated_mlp": True,
         "normalization_type": "RMS",
@@ -95,11 +122,11 @@ def windows(hf: Config, is_local: Callable[[int], bool]) -> Config:
     return {"window_size": hf["sliding_window"], "attn_types": types}
 
 
-def rms_decoder_sources(cfg: GPTConfig, norms: dict[str, str], norm_view: Callable[[Tensor], Tensor] = same) -> Sources:
+def rms_decoder_sources(cfg: GPTConfig, norms: dict[str, str]) -> Sources:
     """Where the parameters of Llama and those that follow it come from; `norms` are a block's."""
     sources: Sources = {
         "embed.W_E": [Piece("model.embed_tokens.weight")],
-        "ln_final.w": [Piece("model.norm.weight", norm_view)],
+        gain(cfg, "ln_final"): [Piece("model.norm.weight")],
     }
     if not cfg.tie_word_embeddings:
         sources["unembed.weight"] = [Piece("lm_head.weight")]
@@ -109,7 +136,7 @@ def rms_decoder_sources(cfg: GPTConfig, norms: dict[str, str], norm_view: Callab
         for our_name, their_name in (("gate", "gate_proj"), ("up", "up_proj"), ("down", "down_proj")):
             sources[f"{ours}.mlp.{our_name}.weight"] = [Piece(f"{theirs}.mlp.{their_name}.weight")]
         for our_name, their_name in norms.items():
-            sources[f"{ours}.{our_name}.w"] = [Piece(f"{theirs}.{their_name}.weight", norm_view)]
+            sources[gain(cfg, f"{ours}.{our_name}")] = [Piece(f"{theirs}.{their_name}.weight")]
     return sources
 
 
@@ -123,6 +150,38 @@ def attention(cfg: GPTConfig, ours: str, theirs: str, out: str) -> Sources:
     if cfg.bias_attn_out:
         sources[f"{ours}.out.bias"] = [Piece(f"{theirs}.{out}.bias")]
     return sources
+
+
+def fused(cfg: GPTConfig, ours: str, theirs: str) -> Sources:
+    """Attention with one matrix of queries, keys and values, by groups: the queries that share a key, it, its value."""
+    n_kv, n_queries = cfg.n_key_value_heads, cfg.n_heads // cfg.n_key_value_heads
+
+    def apart(rows: Tensor) -> Tensor:
+        parts = rows.unflatten(0, (n_kv, n_queries + 2, cfg.d_head)).split((n_queries, 1, 1), 1)
+        return torch.cat([part.flatten(0, 2) for part in parts])
+
+    kinds = ("weight", "bias") if cfg.bias_qkv else ("weight",)
+    sources: Sources = {f"{ours}.qkv.{kind}": [Piece(f"{theirs}.query_key_value.{kind}", apart)] for kind in kinds}
+    return sources | linear(f"{ours}.out", f"{theirs}.dense", cfg.bias_attn_out)
+
+
+def head_norms(cfg: GPTConfig) -> Sources:
+    """Norms of queries and keys under the names that most give them."""
+    of_each = [(layer, name) for layer in range(cfg.n_layers) for name in ("q_norm", "k_norm")]
+    return {
+        gain(cfg, f"blocks.{layer}.attn.{name}"): [Piece(f"model.layers.{layer}.self_attn.{name}.weight")]
+        for layer, name in of_each
+    }
+
+
+def gain(cfg: GPTConfig, norm: str) -> str:
+    """The parameter that a norm's gain is kept in."""
+    return f"{norm}.excess" if cfg.norm_gain_from_one else f"{norm}.w"
+
+
+def linear(ours: str, theirs: str, has_bias: bool) -> Sources:
+    """A matrix, and its bias where it has one."""
+    return with_bias(ours, theirs) if has_bias else {f"{ours}.weight": [Piece(f"{theirs}.weight")]}
 
 
 def with_bias(ours: str, theirs: str, view: Callable[[Tensor], Tensor] = same) -> Sources:

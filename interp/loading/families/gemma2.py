@@ -2,11 +2,10 @@
 
 from math import sqrt
 
-from torch import Tensor
-
 from interp.config import GPTConfig
 from interp.loading.checkpoint import Sources
-from interp.loading.families.common import Config, activation, refuse, rms_decoder, rms_decoder_sources, windows
+from interp.loading.families.common import Config, activation, rms_decoder_sources, windows
+from interp.loading.families.gemma import config as gemma
 
 PREFIX = "model."
 IGNORED = ("rotary_emb.inv_freq",)
@@ -19,26 +18,15 @@ NORMS = {
 
 
 def config(hf: Config) -> Config:
-    refuse(hf, attention_bias=False, use_bidirectional_attention=False)
-    return (
-        rms_decoder(hf)
-        | {
-            "norm_position": "both",
-            "act_fn": activation(hf.get("hidden_activation") or "gelu_pytorch_tanh"),
-            "attn_scale": sqrt(hf.get("query_pre_attn_scalar", 256)),
-            "attn_scores_soft_cap": hf.get("attn_logit_softcapping"),
-            "output_logits_soft_cap": hf.get("final_logit_softcapping"),
-            "embed_scale": sqrt(hf["hidden_size"]),
-            "tie_word_embeddings": hf.get("tie_word_embeddings", True),
-        }
-        | windows(hf, lambda layer: layer % 2 == 0)
-    )
-
-
-def gain(w: Tensor) -> Tensor:
-    """Gemma's norms multiply by 1 + w."""
-    return 1 + w.float()
+    return gemma(hf) | {
+        "norm_position": "both",
+        "act_fn": activation(hf.get("hidden_activation") or "gelu_pytorch_tanh"),
+        "attn_scale": sqrt(hf.get("query_pre_attn_scalar", 256)),
+        "attn_scores_soft_cap": hf.get("attn_logit_softcapping"),
+        "output_logits_soft_cap": hf.get("final_logit_softcapping"),
+        **windows(hf, lambda layer: layer % 2 == 0),
+    }
 
 
 def sources(cfg: GPTConfig) -> Sources:
-    return rms_decoder_sources(cfg, NORMS, gain)
+    return rms_decoder_sources(cfg, NORMS)

@@ -1,12 +1,8 @@
 """GPT-NeoX and Pythia: attention and MLP side by side, each behind its own norm; queries, keys and values by head."""
 
-from collections.abc import Callable
-
-from torch import Tensor
-
 from interp.config import GPTConfig
 from interp.loading.checkpoint import Piece, Sources
-from interp.loading.families.common import Config, activation, layer_norm, rope, with_bias
+from interp.loading.families.common import Config, activation, fused, layer_norm, rope, with_bias
 
 PREFIX = "gpt_neox."
 IGNORED = (".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq")
@@ -21,7 +17,6 @@ def config(hf: Config) -> Config:
         "n_heads": hf["num_attention_heads"],
         "d_mlp": hf["intermediate_size"],
         "d_vocab": hf["vocab_size"],
-        "n_ctx": hf["max_position_embeddings"],
         "act_fn": activation(hf.get("hidden_act", "gelu")),
         "eps": hf.get("layer_norm_eps", 1e-5),
         "parallel_attn_mlp": hf.get("use_parallel_residual", True),
@@ -30,11 +25,6 @@ def config(hf: Config) -> Config:
         "tie_word_embeddings": hf.get("tie_word_embeddings", False),
         **rope(hf, d_head, fraction=0.25),
     }
-
-
-def part(cfg: GPTConfig, which: int) -> Callable[[Tensor], Tensor]:
-    """The rows of queries (0), keys (1) or values (2), which are stored head by head."""
-    return lambda rows: rows.unflatten(0, (cfg.n_heads, 3, cfg.d_head))[:, which].flatten(0, 1)
 
 
 def sources(cfg: GPTConfig) -> Sources:
@@ -48,10 +38,7 @@ def sources(cfg: GPTConfig) -> Sources:
         ours, theirs = f"blocks.{layer}", f"gpt_neox.layers.{layer}"
         found |= layer_norm(f"{ours}.ln1", f"{theirs}.input_layernorm")
         found |= layer_norm(f"{ours}.ln2", f"{theirs}.post_attention_layernorm")
-        for kind in ("weight", "bias") if cfg.bias_qkv else ("weight",):
-            fused = f"{theirs}.attention.query_key_value.{kind}"
-            found[f"{ours}.attn.qkv.{kind}"] = [Piece(fused, part(cfg, which)) for which in range(3)]
-            found[f"{ours}.attn.out.{kind}"] = [Piece(f"{theirs}.attention.dense.{kind}")]
+        found |= fused(cfg, f"{ours}.attn", f"{theirs}.attention")
         found |= with_bias(f"{ours}.mlp.up", f"{theirs}.mlp.dense_h_to_4h")
         found |= with_bias(f"{ours}.mlp.down", f"{theirs}.mlp.dense_4h_to_h")
     return found

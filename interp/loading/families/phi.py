@@ -18,7 +18,6 @@ def config(hf: Config) -> Config:
         "n_key_value_heads": hf.get("num_key_value_heads") or hf["num_attention_heads"],
         "d_mlp": hf["intermediate_size"],
         "d_vocab": hf["vocab_size"],
-        "n_ctx": hf["max_position_embeddings"],
         "act_fn": activation(hf.get("hidden_act", "gelu_new")),
         "eps": hf.get("layer_norm_eps", 1e-5),
         "parallel_attn_mlp": True,

@@ -1,8 +1,8 @@
 """Qwen 3: Llama with an RMSNorm on the queries and keys of each head."""
 
 from interp.config import GPTConfig
-from interp.loading.checkpoint import Piece, Sources
-from interp.loading.families.common import Config, rms_decoder, rms_decoder_sources
+from interp.loading.checkpoint import Sources
+from interp.loading.families.common import Config, head_norms, rms_decoder, rms_decoder_sources
 from interp.loading.families.llama import NORMS
 from interp.loading.families.qwen2 import late_windows
 
@@ -17,8 +17,4 @@ def config(hf: Config) -> Config:
 
 
 def sources(cfg: GPTConfig) -> Sources:
-    found = rms_decoder_sources(cfg, NORMS)
-    for layer in range(cfg.n_layers):
-        for name in ("q_norm", "k_norm"):
-            found[f"blocks.{layer}.attn.{name}.w"] = [Piece(f"model.layers.{layer}.self_attn.{name}.weight")]
-    return found
+    return rms_decoder_sources(cfg, NORMS) | head_norms(cfg)
