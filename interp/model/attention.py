@@ -260,7 +260,8 @@ class LeaningAttention(Attention):
         self, distance: Distance | None, dtype: torch.dtype
     ) -> Float[Tensor, "#batch head query_pos key_pos"] | None:
         assert distance is not None
-        slopes = torch.tensor(alibi_slopes(self.cfg.n_heads), device=distance.device, dtype=torch.float64)
+        exact = torch.promote_types(dtype, torch.float32)
+        slopes = torch.tensor(alibi_slopes(self.cfg.n_heads), device=distance.device, dtype=exact)
         return (-slopes[:, None, None] * distance).to(dtype)
 
 

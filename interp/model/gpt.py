@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from interp.config import GPTConfig
 from interp.hooks import HookPoint, Span, hooks_in_force, is_heard, spanning
-from interp.loading import open_checkpoint, save
+from interp.loading import open_checkpoint, save, write_huggingface
 from interp.model.attention import Pass, RotaryAttention
 from interp.model.block import Block, block
 from interp.model.embed import Embed, LearnedPositions, SinusoidalPositions, Unembed
@@ -118,6 +118,16 @@ class HookedGPT(Observed):
         """
         cfg = replace(self.cfg, dtype=self.dtype)
         save(folder, cfg, self.tokenizer, dict(self.state_dict()), max_shard_size, stored_as)
+
+    def to_huggingface(
+        self, folder: str | os.PathLike[str], model_type: str | None = None, max_shard_size: int = 5 * 2**30
+    ) -> str:
+        """Write the model as a folder that `transformers` opens; the `model_type` as which it was written.
+
+        None: the first of the families that has all that this model has. One that lacks a part of it is refused.
+        """
+        cfg = replace(self.cfg, dtype=self.dtype)
+        return write_huggingface(folder, cfg, self.tokenizer, dict(self.state_dict()), model_type, max_shard_size)
 
     def fingerprint(self) -> str:
         """A hash of what the model computes: its config and weights. Computed anew when a weight was written.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interp import HookedGPT, KVCache
+from interp.loading.families import bloom
 from tests.families import FAMILIES, random_model, saved_model
 from tests.variants import quick_of
 
@@ -158,7 +159,9 @@ def test_what_is_not_supported_is_named(tmp_path: Path) -> None:
         HookedGPT.from_pretrained(tmp_path / "bias")
     other = {"rope_type": "proportional", "factor": 2.0, "rope_theta": 1e4}
     random_model("Llama, unscaled", rope_parameters=other).save_pretrained(tmp_path / "rope")
-    with pytest.raises(ValueError, match="rope_type='proportional'; supported: 'default', 'linear', 'llama3', 'yarn'"):
+    with pytest.raises(
+        ValueError, match="rope_type='proportional'; supported: 'default', 'linear', 'llama3', 'dynamic'"
+    ):
         HookedGPT.from_pretrained(tmp_path / "rope")
     file = tmp_path / "bias" / "config.json"
     file.write_text(file.read_text().replace('"model_type": "llama"', '"model_type": "mamba"'))
@@ -166,6 +169,12 @@ def test_what_is_not_supported_is_named(tmp_path: Path) -> None:
         HookedGPT.from_pretrained(tmp_path / "bias")
     with pytest.raises(FileNotFoundError, match="no name on the hub either"):
         HookedGPT.from_pretrained(tmp_path / "no such")
+
+
+def test_blooms_sizes_go_by_several_names() -> None:
+    sizes = {"vocab_size": 31, "n_layer": 3, "hidden_size": 24, "n_head": 4}
+    other = {"vocab_size": 31, "num_hidden_layers": 3, "n_embed": 24, "num_attention_heads": 4}
+    assert bloom.config(sizes) == bloom.config(other)
 
 
 def test_without_a_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

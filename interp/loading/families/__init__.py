@@ -1,7 +1,8 @@
 """Outside model families, one small file each: their configuration and names in ours.
 
-A family has `config(hf)`, a GPTConfig's fields from a Hugging Face `config.json`; `sources(cfg)`, where each parameter
-comes from; `PREFIX`, which a checkpoint of the bare model leaves out; and `IGNORED`, name endings that hold no weight.
+A family has `config(hf)`, a GPTConfig's fields from a Hugging Face `config.json`; `to_hf(cfg)`, these back;
+`sources(cfg)`, where each parameter comes from and goes; `PREFIX`, which a checkpoint of the bare model leaves out; and
+`IGNORED`, name endings that hold no weight.
 """
 
 from types import ModuleType

@@ -3,22 +3,20 @@
 from math import sqrt
 
 from interp.config import GPTConfig
-from interp.loading.checkpoint import Sources
-from interp.loading.families.common import Config, activation, refuse, rms_decoder, rms_decoder_sources
-from interp.loading.families.llama import NORMS
+from interp.loading.families.common import Config, activation, refuse, rms_decoder, rms_decoder_to_hf
+from interp.loading.families.llama import IGNORED, PREFIX, sources
 
-PREFIX = "model."
-IGNORED = ("rotary_emb.inv_freq",)
+__all__ = ["IGNORED", "PREFIX", "config", "sources", "to_hf"]
 
 
 def config(hf: Config) -> Config:
     refuse(hf, attention_bias=False, use_bidirectional_attention=False)
-    return rms_decoder({"tie_word_embeddings": True} | hf) | {
+    return rms_decoder(hf, tie_word_embeddings=True) | {
         "act_fn": "gelu_pytorch_tanh" if hf.get("hidden_act", "gelu") == "gelu" else activation(hf["hidden_act"]),
         "norm_gain_from_one": True,
         "embed_scale": sqrt(hf["hidden_size"]),
     }
 
 
-def sources(cfg: GPTConfig) -> Sources:
-    return rms_decoder_sources(cfg, NORMS)
+def to_hf(cfg: GPTConfig) -> Config:
+    return rms_decoder_to_hf(cfg)

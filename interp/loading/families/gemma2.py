@@ -4,13 +4,12 @@ from math import sqrt
 
 from interp.config import GPTConfig
 from interp.loading.checkpoint import Sources
-from interp.loading.families.common import Config, activation, rms_decoder_sources, windows
-from interp.loading.families.gemma import config as gemma
+from interp.loading.families import gemma
+from interp.loading.families.common import RMS_BLOCK, RMS_TOP, Config, activation, sources_of, windows, windows_to_hf
 
 PREFIX = "model."
 IGNORED = ("rotary_emb.inv_freq",)
-NORMS = {
-    "ln1": "input_layernorm",
+BLOCK = RMS_BLOCK | {
     "ln1_post": "post_attention_layernorm",
     "ln2": "pre_feedforward_layernorm",
     "ln2_post": "post_feedforward_layernorm",
@@ -18,7 +17,7 @@ NORMS = {
 
 
 def config(hf: Config) -> Config:
-    return gemma(hf) | {
+    return gemma.config(hf) | {
         "norm_position": "both",
         "act_fn": activation(hf.get("hidden_activation") or "gelu_pytorch_tanh"),
         "attn_scale": sqrt(hf.get("query_pre_attn_scalar", 256)),
@@ -28,5 +27,11 @@ def config(hf: Config) -> Config:
     }
 
 
+def to_hf(cfg: GPTConfig) -> Config:
+    caps = {"attn_logit_softcapping": cfg.attn_scores_soft_cap, "final_logit_softcapping": cfg.output_logits_soft_cap}
+    scale = {"query_pre_attn_scalar": round(cfg.attn_scale**2), "hidden_activation": cfg.act_fn}
+    return gemma.to_hf(cfg) | windows_to_hf(cfg) | caps | scale
+
+
 def sources(cfg: GPTConfig) -> Sources:
-    return rms_decoder_sources(cfg, NORMS)
+    return sources_of(cfg, RMS_TOP, "model.layers", BLOCK)

@@ -1,20 +1,17 @@
 """Qwen 3: Llama with an RMSNorm on the queries and keys of each head."""
 
 from interp.config import GPTConfig
-from interp.loading.checkpoint import Sources
-from interp.loading.families.common import Config, head_norms, rms_decoder, rms_decoder_sources
-from interp.loading.families.llama import NORMS
+from interp.loading.families import llama
+from interp.loading.families.common import Config, windows_to_hf
+from interp.loading.families.llama import IGNORED, PREFIX, sources
 from interp.loading.families.qwen2 import late_windows
 
-PREFIX = "model."
-IGNORED = ("rotary_emb.inv_freq",)
+__all__ = ["IGNORED", "PREFIX", "config", "sources", "to_hf"]
 
 
 def config(hf: Config) -> Config:
-    has_bias = hf.get("attention_bias", False)
-    biases = {"bias_qkv": has_bias, "bias_attn_out": has_bias}
-    return rms_decoder(hf) | biases | {"use_qk_norm": True} | late_windows(hf)
+    return llama.config(hf) | {"use_qk_norm": True} | late_windows(hf)
 
 
-def sources(cfg: GPTConfig) -> Sources:
-    return rms_decoder_sources(cfg, NORMS) | head_norms(cfg)
+def to_hf(cfg: GPTConfig) -> Config:
+    return llama.to_hf(cfg) | windows_to_hf(cfg)

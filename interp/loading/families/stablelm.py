@@ -1,11 +1,22 @@
 """StableLM: Llama with LayerNorms, a part of each head turning, and norms on queries and keys if asked for."""
 
 from interp.config import GPTConfig
-from interp.loading.checkpoint import Piece, Sources
-from interp.loading.families.common import Config, layer_norm, rms_decoder, rms_decoder_sources, rope
+from interp.loading.checkpoint import Sources
+from interp.loading.families.common import (
+    RMS_BLOCK,
+    RMS_TOP,
+    Config,
+    Layout,
+    rms_decoder,
+    rms_decoder_to_hf,
+    rope,
+    rope_to_hf,
+    sources_of,
+)
 
 PREFIX = "model."
 IGNORED = ("rotary_emb.inv_freq",)
+ONE_HEAD = Layout(lambda w: w[None], lambda w: w[0])
 
 
 def config(hf: Config) -> Config:
@@ -22,15 +33,18 @@ def config(hf: Config) -> Config:
     }
 
 
+def to_hf(cfg: GPTConfig) -> Config:
+    choices = {"use_qkv_bias": cfg.bias_qkv, "qk_layernorm": cfg.use_qk_norm}
+    choices |= {"use_parallel_residual": cfg.parallel_attn_mlp, "layer_norm_eps": cfg.eps}
+    return rms_decoder_to_hf(cfg) | rope_to_hf(cfg, is_partial=True) | choices
+
+
 def sources(cfg: GPTConfig) -> Sources:
-    norms = {"ln1": "input_layernorm"} | ({} if cfg.parallel_shared_norm else {"ln2": "post_attention_layernorm"})
-    found = rms_decoder_sources(cfg, {}) | layer_norm("ln_final", "model.norm")
-    for layer in range(cfg.n_layers):
-        ours, theirs = f"blocks.{layer}", f"model.layers.{layer}"
-        for our_name, their_name in norms.items():
-            found |= layer_norm(f"{ours}.{our_name}", f"{theirs}.{their_name}")
-        sizes = {"q": cfg.n_heads, "k": cfg.n_key_value_heads} if cfg.use_qk_norm else {}
-        for part, n in sizes.items():
-            gains = [f"{theirs}.self_attn.{part}_layernorm.norms.{head}.weight" for head in range(n)]
-            found[f"{ours}.attn.{part}_norm.w"] = [Piece(name, lambda w: w[None]) for name in gains]
-    return found
+    norms = {"q": cfg.n_heads, "k": cfg.n_key_value_heads}
+    block = RMS_BLOCK | {
+        f"attn.{part}_norm": tuple(f"self_attn.{part}_layernorm.norms.{head}" for head in range(n))
+        for part, n in norms.items()
+    }
+    if cfg.parallel_shared_norm:
+        del block["ln2"]
+    return sources_of(cfg, RMS_TOP, "model.layers", block, {"attn.q_norm": ONE_HEAD, "attn.k_norm": ONE_HEAD})
