@@ -55,6 +55,12 @@ class KVCache:
         self.length += n_new
         self.attention_mask = attention_mask
 
+    def select(self, rows: Int[Tensor, " row"]) -> None:
+        """Keep these rows, in this order; one may come several times."""
+        self._layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._layers.items()}
+        if self.attention_mask is not None:
+            self.attention_mask = self.attention_mask[rows]
+
     def of(self, layer: int) -> tuple[Past, Past]:
         """The keys and values that a layer has read."""
         keys, values = self._layers[layer]
