@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.generation import Sampling, at_step, penalise
+from interp.generation import Sampling, at_step, penalise, with_progress
 
 _NEVER = -1e9  # of a beam that is not there yet
 
@@ -91,6 +91,7 @@ def beam_search(
     ends: Sequence[int],
     max_new_tokens: int,
     repetition_penalty: int | float = 1.0,
+    progress: bool = False,
 ) -> list[list[Done]]:
     """Of each row what was done, the best first: as many as there are beams. It ends at any of the tokens in `ends`."""
     n_rows, n, size = len(tokens), how.num_beams, how.size
@@ -104,8 +105,9 @@ def beam_search(
     logits = logits[from_row]
     new, own = tokens.new_empty(len(from_row), 0), logits.new_empty(len(from_row), 0, dtype=torch.float32)
     sums = torch.full((n_rows, how.num_beam_groups, size), _NEVER, device=tokens.device)
+    first_of_row = torch.arange(0, len(from_row), n, device=tokens.device)[:, None]
     sums[..., 0] = 0.0  # at first all beams are one
-    for step in range(max_new_tokens):
+    for step in with_progress(iter(range(max_new_tokens)), max_new_tokens, progress):
         log_probs = logits.float().log_softmax(-1)
         told = log_probs
         if repetition_penalty != 1:
@@ -119,9 +121,7 @@ def beam_search(
             total = (told[:, g] - fewer[:, None] + sums[:, g, :, None]).flatten(1)
             best = total.topk(min(max(2, 1 + len(stops)) * size, total.shape[1]))
             token = best.indices % told.shape[-1]
-            place = (
-                best.indices // told.shape[-1] + g * size + torch.arange(0, len(new), n, device=token.device)[:, None]
-            )
+            place = best.indices // told.shape[-1] + g * size + first_of_row
             is_stop = torch.isin(token, stops)
             has_ended = is_stop | (step == max_new_tokens - 1)
             for row, group in enumerate(groups):

@@ -94,10 +94,12 @@ class Generates(TextInterface):
         record = None if cache is False else partial(self._recorded, parts, None if cache is True else cache)
         slides = on_overflow == "slide" and tokens.shape[1] + max_new_tokens - 1 > self.cfg.n_ctx
         if num_beams > 1:
-            choices = {"stream": stream, "cache": cache is not False, "seed": seed, "on_overflow": slides}
+            choices = {"stream": stream, "cache": cache is not False, "seed": seed is not None, "on_overflow": slides}
             choices |= {"stop": ends.texts, "more than num_beams": num_return_sequences > num_beams}
             check_beams(sampling, choices)
-            done = beam_search(self, KVCache, *each_once, how, ends.tokens, max_new_tokens, repetition_penalty)
+            done = beam_search(
+                self, KVCache, *each_once, how, ends.tokens, max_new_tokens, repetition_penalty, progress
+            )
             best = [one for row in done for one in row[:num_return_sequences]]
             result = self._gathered(tokens, is_real, prompts, columns(best, pad), parts, eos)
             result = replace(result, scores=torch.tensor([one.score for one in best]))

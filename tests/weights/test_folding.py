@@ -96,6 +96,8 @@ MORE = [
     ("llama", {"normalization_type": "LN", "bias_norm": False}),
     ("attn_only", {"normalization_type": "LN"}),
     ("width_norm", {"bias_attn_out": False}),
+    ("gpt2", {"embed_norm": True}),
+    ("llama", {"norm_gain_from_one": True, "use_qk_norm": True, "embed_norm": True, "embed_scale": 2.5}),
 ]
 
 
