@@ -9,7 +9,7 @@ import torch
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "silu", "solu", "solu_ln"]
 Normalization = Literal["LN", "LNPre", "RMS", "RMSPre"]
 NormPosition = Literal["pre", "post", "output", "both"]
-PositionalEmbedding = Literal["standard", "sinusoidal", "shortformer", "rotary"]
+PositionalEmbedding = Literal["standard", "sinusoidal", "shortformer", "rotary", "alibi"]
 AttentionDirection = Literal["causal", "bidirectional"]
 AttentionType = Literal["global", "local"]
 InitMode = Literal["gpt2", "xavier", "kaiming", "mup"]
@@ -17,26 +17,39 @@ InitMode = Literal["gpt2", "xavier", "kaiming", "mup"]
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Rotary angles made slower, so that a model reads further than it was first trained to.
+    """Rotary angles made slower, so that a model reads further than it was first trained to; n is `original_n_ctx`.
 
-    "linear" divides every frequency by `factor`. "llama3" does so for wavelengths beyond n / low_freq_factor, leaves
-    those within n / high_freq_factor, and blends in between; n is `original_n_ctx`.
+    - linear: every frequency is divided by `factor`.
+    - llama3: so are wavelengths beyond n / low_freq_factor; those within n / high_freq_factor stay, and in between the
+      two are blended.
+    - yarn: the same, blended by the pair's number between those that make so many turns (Peng et al., 2023).
+    - dynamic: in an input longer than n the base grows with its length, for all of its positions (NTK).
+    - longrope: each pair is divided by a factor of its own, `long_factors` in an input longer than n, `short_factors`
+      in others (Ding et al., 2024).
     """
 
-    kind: Literal["linear", "llama3"]
-    factor: float
+    kind: Literal["linear", "llama3", "yarn", "dynamic", "longrope"]
+    factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_n_ctx: int = 8192
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    attention_factor: float = 1.0  # turned queries and keys are multiplied by it
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "llama3"):
-            raise ValueError(f"RopeScaling has kind={self.kind!r}; allowed: 'linear', 'llama3'")
-        if (
-            min(self.factor, self.low_freq_factor, self.original_n_ctx) <= 0
-            or self.high_freq_factor <= self.low_freq_factor
-        ):
+        if self.kind not in (kinds := get_args(get_type_hints(RopeScaling)["kind"])):
+            raise ValueError(f"RopeScaling has kind={self.kind!r}; allowed: {str(kinds)[1:-1]}")
+        numbers = (self.factor, self.low_freq_factor, self.original_n_ctx, self.attention_factor)
+        if min(*numbers, *self.short_factors, *self.long_factors) <= 0 or self.high_freq_factor <= self.low_freq_factor:
             raise ValueError(f"{self}: factors and lengths are positive, and high_freq_factor exceeds low_freq_factor")
+        if bool(self.long_factors) != (self.kind == "longrope") or len(self.short_factors) != len(self.long_factors):
+            raise ValueError(f"{self}: short_factors and long_factors, one a pair, belong to kind='longrope'")
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether the angles at a position change with the length of the input."""
+        return self.kind in ("dynamic", "longrope")
 
 
 DTYPES = {
@@ -74,6 +87,8 @@ class GPTConfig:
 
     normalization_type: Normalization | None = "LN"  # "LNPre", "RMSPre": without gain and bias
     norm_position: NormPosition = "pre"  # post: norm(x + f(x)); output: x + norm(f(x)); both: x + norm(f(norm(x)))
+    norm_gain_from_one: bool = False  # gains are stored less 1 (Gemma)
+    embed_norm: bool = False  # token embeddings pass a norm (BLOOM)
     eps: float = 1e-5
 
     positional_embedding_type: PositionalEmbedding | None = "standard"  # shortformer: read by queries and keys alone
@@ -81,6 +96,8 @@ class GPTConfig:
     rotary_base: float = 10_000.0
     rotary_adjacent_pairs: bool = False  # turn coordinates (0, 1), (2, 3) … (GPT-J), not (0, r/2), (1, r/2 + 1) …
     rope_scaling: RopeScaling | None = None
+    local_rotary_base: float | None = None  # "local" layers turn by this base, unscaled (Gemma 3)
+    rotary_layers: tuple[bool, ...] | None = None  # which layers turn; None: all (SmolLM3: three of four)
     embed_scale: float = 1.0  # token embeddings are multiplied by it (Gemma: sqrt(d_model))
 
     attention_dir: AttentionDirection = "causal"
@@ -89,8 +106,10 @@ class GPTConfig:
     attn_types: tuple[AttentionType, ...] | None = None  # one a layer; None: all local where there is a window
     attn_scores_soft_cap: float | None = None  # cap * tanh(scores / cap)
     output_logits_soft_cap: float | None = None
+    qkv_clip: float | None = None  # queries, keys and values are clamped to ± it (MPT)
     use_qk_norm: bool = False  # queries and keys pass an RMSNorm before they turn
     qk_norm_over_width: bool = False  # ... over all heads together (OLMo 2) rather than in each head (Qwen 3)
+    qk_layer_norm: bool = False  # ... a LayerNorm in each head, with a gain of its own (StableLM)
 
     bias_qkv: bool = True
     bias_attn_out: bool = True
@@ -138,6 +157,10 @@ class GPTConfig:
         """Whether each position has a vector that is added to the stream."""
         return self.positional_embedding_type in ("standard", "sinusoidal")
 
+    def turns(self, layer: int) -> bool:
+        """Whether a layer's queries and keys turn with their position."""
+        return self.is_rotary and (self.rotary_layers is None or self.rotary_layers[layer])
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON can hold them."""
         return asdict(self) | {"dtype": str(self.dtype).removeprefix("torch.")}
@@ -156,9 +179,12 @@ class GPTConfig:
             raise ValueError(f"unknown dtype {dtype!r}; allowed: {list(DTYPES)}")
         converted: dict[str, Any] = {"dtype": DTYPES[dtype]}
         if values.get("rope_scaling") is not None:
-            converted["rope_scaling"] = RopeScaling(**values["rope_scaling"])
-        if values.get("attn_types") is not None:
-            converted["attn_types"] = tuple(values["attn_types"])
+            given: dict[str, Any] = values["rope_scaling"]
+            scaling: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+            converted["rope_scaling"] = RopeScaling(**scaling)
+        for name in ("attn_types", "rotary_layers"):
+            if values.get(name) is not None:
+                converted[name] = tuple(values[name])
         return cls(**{**values, **converted})
 
 
@@ -169,7 +195,7 @@ def _type_faults(cfg: GPTConfig) -> list[str]:
         field = GPTConfig.__dataclass_fields__[name]
         if value is None and field.default is None:
             continue
-        if name == "attn_types":
+        if name in ("attn_types", "rotary_layers"):
             continue
         choices = [arg for part in (get_args(expected) or (expected,)) for arg in (get_args(part) or (part,))]
         if all(isinstance(choice, str) or choice is type(None) for choice in choices):
@@ -180,8 +206,11 @@ def _type_faults(cfg: GPTConfig) -> list[str]:
         kinds = tuple(int | float if choice is float else choice for choice in choices)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             faults.append(f"{name}={value!r} is a {type(value).__name__}; it must be {expected}")
-    if cfg.attn_types is not None and not isinstance(cfg.attn_types, tuple):
-        return [*faults, f"attn_types={cfg.attn_types!r}; it must be a tuple, one entry a layer"]
+    for name in ("attn_types", "rotary_layers"):
+        if getattr(cfg, name) is not None and not isinstance(getattr(cfg, name), tuple):
+            return [*faults, f"{name}={getattr(cfg, name)!r}; it must be a tuple, one entry a layer"]
+    if wrong := [each for each in cfg.rotary_layers or () if not isinstance(each, bool)]:
+        faults.append(f"rotary_layers has {wrong}; allowed: True, False")
     for attn_type in cfg.attn_types or ():
         if attn_type not in get_args(AttentionType):
             faults.append(f"attn_types has {attn_type!r}; allowed: {list(get_args(AttentionType))}")
@@ -221,7 +250,7 @@ def _size_faults(cfg: GPTConfig) -> list[str]:
         "d_vocab_out",
     ]
     positive = [*sizes, "eps", "attn_scale", "initializer_range", "embed_scale"] + ([] if cfg.attn_only else ["d_mlp"])
-    optional = ["window_size", "attn_scores_soft_cap", "output_logits_soft_cap"]
+    optional = ["window_size", "attn_scores_soft_cap", "output_logits_soft_cap", "qkv_clip", "local_rotary_base"]
     positive += [name for name in optional if getattr(cfg, name) is not None]
     faults = [f"{name}={getattr(cfg, name)}; it must be positive" for name in positive if not getattr(cfg, name) > 0]
     if not 0 <= cfg.dropout < 1:
@@ -232,12 +261,24 @@ def _size_faults(cfg: GPTConfig) -> list[str]:
         faults.append(f"rotary_dim={cfg.rotary_dim}; it must be even and between 2 and d_head={cfg.d_head}")
     if cfg.tie_word_embeddings and cfg.d_vocab_out != cfg.d_vocab:
         faults.append(f"tie_word_embeddings with d_vocab={cfg.d_vocab} but d_vocab_out={cfg.d_vocab_out}")
-    if cfg.attn_types is not None and len(cfg.attn_types) != cfg.n_layers:
-        faults.append(f"attn_types names {len(cfg.attn_types)} layers; n_layers={cfg.n_layers}")
+    for name in ("attn_types", "rotary_layers"):
+        if (listed := getattr(cfg, name)) is not None and len(listed) != cfg.n_layers:
+            faults.append(f"{name} names {len(listed)} layers; n_layers={cfg.n_layers}")
+    if cfg.rotary_layers is not None and len(set(cfg.rotary_layers)) == 1:
+        faults.append(f"rotary_layers={cfg.rotary_layers}; some layers turn and some do not, or leave it out")
+    n_factors = len(cfg.rope_scaling.long_factors) if cfg.is_rotary and cfg.rope_scaling is not None else 0
+    if n_factors and n_factors != cfg.rotary_dim // 2:
+        faults.append(f"rope_scaling has {n_factors} long_factors; rotary_dim={cfg.rotary_dim} is of twice as many")
     if cfg.window_size is not None and cfg.attn_types is not None and "local" not in cfg.attn_types:
         faults.append(f"window_size={cfg.window_size} would have no effect: no layer of attn_types is 'local'")
     if cfg.window_size is not None and cfg.attention_dir == "bidirectional":
         faults.append("window_size needs attention_dir='causal'")
+    if cfg.positional_embedding_type == "alibi" and cfg.attention_dir == "bidirectional":
+        faults.append("positional_embedding_type='alibi' needs attention_dir='causal'")
+    if cfg.norm_gain_from_one and cfg.normalization_type not in ("RMS", None):
+        faults.append(f"norm_gain_from_one needs normalization_type='RMS', not {cfg.normalization_type!r}")
+    if cfg.qk_layer_norm and cfg.qk_norm_over_width:
+        faults.append("qk_layer_norm is a norm in each head, qk_norm_over_width over all of them")
     if cfg.parallel_attn_mlp and cfg.norm_position != "pre":
         faults.append(f"parallel_attn_mlp needs norm_position='pre', not {cfg.norm_position!r}")
     if cfg.gated_mlp and cfg.act_fn in ("solu", "solu_ln"):
@@ -249,14 +290,16 @@ def _idle_faults(cfg: GPTConfig) -> list[str]:
     """Choices that would change nothing."""
     mlp = ["d_mlp", "act_fn", "gated_mlp", "bias_mlp", "parallel_attn_mlp"]
     rotary = ["rotary_dim", "rotary_base", "rotary_adjacent_pairs", "rope_scaling"]
-    norms = ["norm_position", "parallel_shared_norm", *([] if cfg.act_fn == "solu_ln" else ["eps"])]
+    rotary += ["local_rotary_base", "rotary_layers"]
+    norms = ["norm_position", "parallel_shared_norm", "norm_gain_from_one", "embed_norm"]
+    norms += [] if cfg.act_fn == "solu_ln" else ["eps"]
     idle = {
         "attn_only has no MLP": mlp if cfg.attn_only else [],
         "the positions are not rotary": [] if cfg.is_rotary else rotary,
         "there is no norm": [] if cfg.normalization_type else norms,
         "only 'LN' has a norm bias": [] if cfg.normalization_type == "LN" else ["bias_norm"],
-        "there is no window": [] if cfg.window_size else ["attn_types"],
-        "queries and keys are not normed": [] if cfg.use_qk_norm else ["qk_norm_over_width"],
+        "there is no window": [] if cfg.window_size else ["attn_types", "local_rotary_base"],
+        "queries and keys are not normed": [] if cfg.use_qk_norm else ["qk_norm_over_width", "qk_layer_norm"],
         "attention and MLP are not parallel": [] if cfg.parallel_attn_mlp else ["parallel_shared_norm"],
     }
     neutral = {"d_mlp": 0, "rotary_dim": 0, "bias_mlp": False, "bias_norm": False}

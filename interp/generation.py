@@ -137,6 +137,7 @@ class Generation:
     random: Float[Tensor, "batch new"]
     text: list[str] | None
     cache: Any = None
+    scores: Float[Tensor, " batch"] | None = None  # of beams: what they are ranked by
 
 
 @dataclass(frozen=True)
@@ -203,23 +204,23 @@ class Ends:
         tokenizer: Tokenizer | None,
         prompts: list[list[int]],
     ) -> None:
-        self._texts = [one for one in stop if isinstance(one, str)]
-        self._tokens = [index(one) for one in stop if not isinstance(one, str)] + ([] if eos is None else [eos])
-        if self._texts and tokenizer is None:
-            raise ValueError(f"stop={self._texts} are texts, and this model has no tokenizer; give token ids")
-        if any(not text for text in self._texts):
+        self.texts = [one for one in stop if isinstance(one, str)]
+        self.tokens = [index(one) for one in stop if not isinstance(one, str)] + ([] if eos is None else [eos])
+        if self.texts and tokenizer is None:
+            raise ValueError(f"stop={self.texts} are texts, and this model has no tokenizer; give token ids")
+        if any(not text for text in self.texts):
             raise ValueError("stop has an empty text, which every text contains")
-        self._reach = max(map(len, self._texts), default=0)
+        self._reach = max(map(len, self.texts), default=0)
         self._tails = [""] * len(prompts)
-        self._streams = [TextStream(tokenizer, row) for row in prompts] if tokenizer and self._texts else []
-        self.can_come = bool(self._texts or self._tokens)
+        self._streams = [TextStream(tokenizer, row) for row in prompts] if tokenizer and self.texts else []
+        self.can_come = bool(self.texts or self.tokens)
 
     def after(self, tokens: Int[Tensor, " batch"], has_ended: Bool[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
         if not self.can_come:
             return has_ended
-        if self._tokens:
-            has_ended = has_ended | torch.isin(tokens, torch.tensor(self._tokens, device=tokens.device))
-        if self._texts:
+        if self.tokens:
+            has_ended = has_ended | torch.isin(tokens, torch.tensor(self.tokens, device=tokens.device))
+        if self.texts:
             found = [self._ends(row, token) for row, token in enumerate(tokens.tolist())]
             has_ended = has_ended | torch.tensor(found, device=tokens.device)
         return has_ended
@@ -227,7 +228,7 @@ class Ends:
     def _ends(self, row: int, token: int) -> bool:
         new = self._tails[row] + self._streams[row].push(token)
         self._tails[row] = new[-self._reach :]
-        return any(text in new for text in self._texts)
+        return any(text in new for text in self.texts)
 
 
 def left_padded(tokens: Tokens, mask: Tensor | None) -> tuple[Tokens, Bool[Tensor, "batch pos"] | None]:
@@ -267,7 +268,7 @@ def generated(
         if slides:
             n_ctx = model.cfg.n_ctx
             fed, fed_mask = tokens[:, -n_ctx:], None if is_real is None else is_real[:, -n_ctx:]
-        with _at_step(step), torch.no_grad():
+        with at_step(step), torch.no_grad():
             run = model if record is None else record
             logits = run(fed, attention_mask=fed_mask, past_kv_cache=past, last_only=True)[:, -1]
             probs = sampling.distribution(logits, tokens, is_real)
@@ -289,7 +290,8 @@ def generated(
 
 
 @contextmanager
-def _at_step(step: int) -> Iterator[None]:
+def at_step(step: int) -> Iterator[None]:
+    """In it, hooks are told this step."""
     token = _step.set(step)
     try:
         yield

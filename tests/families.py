@@ -28,6 +28,21 @@ LLAMA3: dict[str, Any] = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 12,
 }
+LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "short_factor": [1.0, 1.2, 1.4],
+    "long_factor": [1.5, 2.5, 4.0],
+    "partial_rotary_factor": 0.75,
+}
+YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 3.0,
+    "beta_fast": 1.5,
+    "beta_slow": 0.2,
+    "original_max_position_embeddings": 12,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-2": ("gpt2", SMALL | {"n_inner": 27}),
     "GPT-J": ("gptj", {**SMALL, "n_inner": 27, "rotary_dim": 4}),
@@ -40,8 +55,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"attention_types": [[["global", "local"], 1], [["global"], 1]]},
     ),
     "OPT": ("opt", SMALL | {"ffn_dim": 27, "word_embed_proj_dim": 24}),
-    "Llama 2": ("llama", GROUPED),
-    "Llama 3.x": ("llama", GROUPED | {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "Llama, unscaled": ("llama", GROUPED),
+    "Llama 2 and 3.x": ("llama", GROUPED | {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
     "Llama, linear scaling": (
         "llama",
         GROUPED | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
@@ -57,6 +72,46 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma 2": ("gemma2", GROUPED | {"sliding_window": 6, "query_pre_attn_scalar": 10, "attn_logit_softcapping": 3.0}),
     "Phi (1.5, 2)": ("phi", SMALL | {"hidden_size": 32, "num_key_value_heads": 2}),
     "OLMo 2": ("olmo2", SMALL | {"num_key_value_heads": 2}),
+    "BLOOM": ("bloom", SMALL | {"num_attention_heads": 3}),
+    "MPT": ("mpt", {**SMALL, "num_attention_heads": 3, "max_seq_len": 40, "attn_config": {"clip_qkv": 0.7}}),
+    "Falcon": ("falcon", SMALL | {"ffn_hidden_size": 27}),
+    "Falcon, 40B": (
+        "falcon",
+        SMALL | {"ffn_hidden_size": 27, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
+    ),
+    "Gemma": ("gemma", GROUPED),
+    "Gemma 3": (
+        "gemma3_text",
+        GROUPED
+        | {"query_pre_attn_scalar": 11, "sliding_window": 6, "sliding_window_pattern": 3}
+        | {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e3}}},
+    ),
+    "Phi 3 and 4": ("phi3", SMALL | {"num_key_value_heads": 2, "sliding_window": 9}),
+    "Phi 3, longrope": (
+        "phi3",
+        SMALL | {"hidden_size": 32, "original_max_position_embeddings": 12, "rope_parameters": LONGROPE},
+    ),
+    "StableLM": ("stablelm", SMALL | {"hidden_size": 32, "num_key_value_heads": 2, "use_qkv_bias": True}),
+    "StableLM, parallel": (
+        "stablelm",
+        SMALL
+        | {"num_key_value_heads": 2, "qk_layernorm": True, "use_parallel_residual": True}
+        | {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.34}},
+    ),
+    "SmolLM3": ("smollm3", SMALL | {"num_key_value_heads": 2, "no_rope_layer_interval": 2}),
+    "SmolLM3, windows": (
+        "smollm3",
+        SMALL
+        | {"num_key_value_heads": 2, "no_rope_layers": [1, 0, 0], "use_sliding_window": True, "sliding_window": 5},
+    ),
+    "Llama, dynamic NTK": (
+        "llama",
+        GROUPED
+        | {"max_position_embeddings": 12}
+        | {"rope_parameters": {"rope_type": "dynamic", "factor": 3.0, "rope_theta": 1e4}},
+    ),
+    "Llama, YaRN": ("llama", GROUPED | {"rope_parameters": YARN}),
+    "Qwen3, YaRN": ("qwen3", GROUPED | {"max_position_embeddings": 12, "rope_parameters": YARN}),
 }
 
 

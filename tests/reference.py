@@ -34,6 +34,9 @@ ACTIVATIONS = {
 }
 
 
+ALIBI_3 = (2**-4, 2**-8, 2**-2)  # the slopes of three heads
+
+
 class Reference:
     """One pass over `tokens`; afterwards `values` holds every activation in order, and `logits` the end."""
 
@@ -60,7 +63,9 @@ class Reference:
 
     def run(self, tokens: Tensor) -> Tensor:
         cfg, model = self.cfg, self.model
-        resid = self.hook("hook_embed", cfg.embed_scale * model.W_E[tokens])
+        embed = cfg.embed_scale * model.W_E[tokens]
+        embed = self.norm("ln_embed", model.ln_embed, embed) if cfg.embed_norm else embed
+        resid = self.hook("hook_embed", embed)
         self.beside = torch.zeros_like(resid)
         if cfg.positional_embedding_type == "shortformer":
             self.beside = self.hook("hook_pos_embed", model.W_pos[self.place])
@@ -152,28 +157,33 @@ class Reference:
                     if cfg.norm_position in ("pre", "both"):
                         read = self.norm(f"{name}.ln1", block.ln1, read, silent=True)
                 read = read if x == "v" else read + self.beside
-                columns.append(read @ W[head] + (0 if b is None else b[head]))
+                column = read @ W[head] + (0 if b is None else b[head])
+                columns.append(column if cfg.qkv_clip is None else self.within(column, cfg.qkv_clip))
             heads[x] = self.hook(f"{name}.attn.hook_{x}", torch.stack(columns, 2))
         q, k, v = heads["q"], heads["k"], heads["v"]
         if cfg.use_qk_norm:
             q = self.head_norm(f"{name}.attn.q_norm", attn.q_norm.w, q)
             k = self.head_norm(f"{name}.attn.k_norm", attn.k_norm.w, k)
-        if cfg.positional_embedding_type == "rotary":
-            q = self.hook(f"{name}.attn.hook_rot_q", self.turned(q))
-            k = self.hook(f"{name}.attn.hook_rot_k", self.turned(k))
+        is_local = bool(cfg.window_size) and (cfg.attn_types is None or cfg.attn_types[layer] == "local")
+        if cfg.positional_embedding_type == "rotary" and (cfg.rotary_layers is None or cfg.rotary_layers[layer]):
+            q = self.hook(f"{name}.attn.hook_rot_q", self.turned(q, is_local))
+            k = self.hook(f"{name}.attn.hook_rot_k", self.turned(k, is_local))
         n_rows, n_pos = q.shape[:2]
         scores = []
         for head in range(n_heads):
             kv = head // (n_heads // n_kv)
             s = torch.einsum("bqd,bkd->bqk", q[:, :, head], k[:, :, kv]) / cfg.attn_scale
             s = s if cfg.attn_scores_soft_cap is None else self.capped(s, cfg.attn_scores_soft_cap)
+            if cfg.positional_embedding_type == "alibi":
+                apart = self.place[:, :, None] - self.place[:, None, :]
+                s = s - ALIBI_3[head] * apart
             allowed = torch.zeros(n_rows, n_pos, n_pos, dtype=torch.bool)
             for row in range(n_rows):
                 for i in range(n_pos):
                     for j in range(n_pos):
                         seen = self.mask[row, i] and self.mask[row, j]
                         seen = seen and (j <= i or cfg.attention_dir == "bidirectional")
-                        if cfg.window_size and (cfg.attn_types is None or cfg.attn_types[layer] == "local"):
+                        if is_local:
                             seen = seen and i - j < cfg.window_size
                         allowed[row, i, j] = bool(seen) or i == j
             scores.append(torch.where(allowed, s, torch.full_like(s, -math.inf)))
@@ -188,8 +198,12 @@ class Reference:
 
     def head_norm(self, name: str, w: Tensor, x: Tensor) -> Tensor:
         over = (2, 3) if self.cfg.qk_norm_over_width else 3
+        x = x - x.mean(-1, keepdim=True) if self.cfg.qk_layer_norm else x
         scale = self.hook(f"{name}.hook_scale", torch.sqrt((x**2).mean(over, keepdim=True) + self.cfg.eps))
         return self.hook(f"{name}.hook_normalized", x / scale) * w
+
+    def within(self, x: Tensor, bound: float) -> Tensor:
+        return torch.where(x > bound, bound, torch.where(x < -bound, -bound, x))
 
     def slowed(self, frequency: float) -> float:
         scaling = self.cfg.rope_scaling
@@ -204,14 +218,18 @@ class Reference:
         smooth = (scaling.original_n_ctx / wavelength - low) / (high - low)
         return (1 - smooth) * frequency / scaling.factor + smooth * frequency
 
-    def turned(self, x: Tensor) -> Tensor:
+    def turned(self, x: Tensor, is_local: bool) -> Tensor:
         """Each pair of coordinates as a complex number, multiplied by exp(i · angle)."""
         cfg = self.cfg
         out = x.clone()
         n_pairs = cfg.rotary_dim // 2
         for pair in range(n_pairs):
             a, b = (2 * pair, 2 * pair + 1) if cfg.rotary_adjacent_pairs else (pair, pair + n_pairs)
-            angle = self.place.to(x.dtype) * self.slowed(cfg.rotary_base ** (-2 * pair / cfg.rotary_dim))
+            if is_local and cfg.local_rotary_base is not None:
+                frequency = cfg.local_rotary_base ** (-2 * pair / cfg.rotary_dim)
+            else:
+                frequency = self.slowed(cfg.rotary_base ** (-2 * pair / cfg.rotary_dim))
+            angle = self.place.to(x.dtype) * frequency
             turned = torch.complex(x[..., a], x[..., b]) * torch.exp(1j * angle)[..., None]
             out = torch.cat((out[..., :a], turned.real[..., None], out[..., a + 1 :]), -1)
             out = torch.cat((out[..., :b], turned.imag[..., None], out[..., b + 1 :]), -1)

@@ -45,7 +45,7 @@ def errors() -> dict[str, tuple[str, str]]:
         ("config types", "ValueError", "d_head='5' is a str"),
         ("config layers", "ValueError", "attn_types has 'far'; allowed: ['global', 'local']"),
         ("attention types", "ValueError", "it must be a tuple, one entry a layer"),
-        ("rope kind", "ValueError", "kind='yarn'; allowed: 'linear', 'llama3'"),
+        ("rope kind", "ValueError", "kind='ntk'; allowed: 'linear', 'llama3', 'yarn'"),
         ("config dtype", "ValueError", "dtype=torch.int8; allowed:"),
     ],
 )

@@ -32,7 +32,7 @@ def model() -> HookedGPT:
     return made
 
 
-@pytest.mark.parametrize("name", quick_of(["GPT-2", "Llama 3.x", "Mistral", "Gemma 2"], "Mistral"))
+@pytest.mark.parametrize("name", quick_of(["GPT-2", "Llama 2 and 3.x", "Mistral", "Gemma 2"], "Mistral"))
 def test_greedy_output_equals_theirs_token_by_token(name: str, tmp_path: Path) -> None:
     theirs = saved_model(name, tmp_path)
     ours = HookedGPT.from_pretrained(tmp_path)

@@ -16,6 +16,7 @@ LAYERS = [
     {"config", "corpus"},
     {"hooks", "recording", "cache", "metrics", "tokenization"},
     {"interventions", "generation", "loading"},
+    {"beams"},
     {"model"},
     {"results", "passages", "cards", "checks"},
     {"weights", "training"},

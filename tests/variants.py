@@ -61,14 +61,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gemma2": GROUPED
     | NO_BIAS
     | ROTARY
-    | {"normalization_type": "RMS", "norm_position": "both", "gated_mlp": True}
-    | {"embed_scale": 3.7, "window_size": 4, "attn_types": ("local", "global"), "attn_scores_soft_cap": 2.0}
+    | {"normalization_type": "RMS", "norm_gain_from_one": True, "norm_position": "both", "gated_mlp": True}
+    | {
+        "local_rotary_base": 70.0,
+        "embed_scale": 3.7,
+        "window_size": 4,
+        "attn_types": ("local", "global"),
+        "attn_scores_soft_cap": 2.0,
+    }
     | {"output_logits_soft_cap": 1.5, "rope_scaling": RopeScaling(kind="llama3", factor=8.0, original_n_ctx=9)},
     "width_norm": GROUPED | {"use_qk_norm": True, "qk_norm_over_width": True, "window_size": 5, "act_fn": "solu"},
-    "output_ln": SOLU | {"norm_position": "output"},
+    "output_ln": SOLU | {"norm_position": "output", "embed_norm": True, "use_qk_norm": True, "qk_layer_norm": True},
     "attn_only": {"attn_only": True, "normalization_type": None, "positional_embedding_type": None},
     "attn_only_post": {"attn_only": True, "norm_position": "post", "bias_norm": False},
-    "relu2": NO_BIAS | {"normalization_type": "RMSPre", "positional_embedding_type": None, "act_fn": "relu2"},
+    "relu2": NO_BIAS
+    | {"normalization_type": "RMSPre", "positional_embedding_type": "alibi", "act_fn": "relu2", "qkv_clip": 1.5},
 }
 
 

@@ -37,7 +37,7 @@ def main() -> None:
         "config types": lambda: GPTConfig(**SIZES | {"n_layers": 2.5, "act_fn": "tanh", "gated_mlp": 1, "d_head": "5"}),
         "config layers": lambda: GPTConfig(**SIZES, window_size=3, attn_types=("local", "far")),
         "attention types": lambda: GPTConfig(**SIZES, window_size=3, attn_types=["local", "local"]),
-        "rope kind": lambda: RopeScaling(kind="yarn", factor=2.0),  # type: ignore[arg-type]
+        "rope kind": lambda: RopeScaling(kind="ntk", factor=2.0),  # type: ignore[arg-type]
         "config dtype": lambda: GPTConfig(**SIZES, dtype=torch.int8),
     }
     errors = {}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from interp.model import HookedGPT
 from interp.model.embed import LearnedPositions
+from interp.model.norms import GainFromOne, HeadGainFromOne
 from interp.weights import FactoredMatrix
 from interp.weights.folding import like
 
@@ -17,6 +18,7 @@ _BIASES = ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out", "b_U")
 def classic_weights(model: HookedGPT) -> Iterator[tuple[str, Tensor | None]]:
     """Each weight by its classic name, as a view that can be written to; None for a bias that the model lacks."""
     yield "embed.W_E", model.embed.W_E
+    yield from _of_norm("embed.ln", model.ln_embed)
     if isinstance(model.pos_embed, LearnedPositions):
         yield "pos_embed.W_pos", model.pos_embed.W_pos
     shared = "_" if model.cfg.has_grouped_queries else ""
@@ -81,6 +83,10 @@ def load_classic(model: HookedGPT, weights: Mapping[str, Tensor], strict: bool =
     for name, place in places.items():
         if place is not None and name in left:
             place.copy_(left[name])
+    for name, module in model.named_modules():
+        name = name.replace("ln_embed", "embed.ln")
+        if isinstance(module, GainFromOne | HeadGainFromOne) and f"{name}.w" in left:  # their w is made on access
+            module.excess.copy_(left[f"{name}.w"] - 1)
     return missing, unknown
 
 

@@ -26,8 +26,8 @@ from interp.heads.patterns import run
 from interp.hooks import is_heard
 from interp.model import HookedGPT
 from interp.model.attention import Attention, Pass
-from interp.model.inputs import checked_mask
-from interp.model.rotary import rotation
+from interp.model.inputs import checked_mask, distance
+from interp.model.rotary import rotations
 from interp.passages import Corpus, Passage, passages
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class _Scan:
         where = torch.cat([torch.arange(len(row)) for row in self.rows])[None].to(self.device)
         this = Pass(look=lambda attn, q, k, v: self._look(attn, q, k, v, None))
         if cfg.is_rotary:
-            this.rotation = rotation(cfg, where, self.model.dtype)
+            this.rotations = rotations(cfg, where, self.model.dtype)
         elif cfg.is_shortformer:
             this.pos_embed = self.model.placed(where, 1)
         resid = self.model.into_stream(tokens, where)
@@ -233,6 +233,9 @@ class _Scan:
             asking = slice(first, min(first + size, n))
             seen = slice(max(0, first + 1 - reach.span(n)), asking.stop) if reach.is_causal else slice(0, n)
             scores = attn.scores(queries[:, asking], keys[:, seen])
+            places = torch.arange(n, device=scores.device)[None]
+            if (lean := attn.lean(distance(places[:, asking], places[:, seen]), scores.dtype)) is not None:
+                scores += lean[0]
             if reach.is_causal:
                 _mask_future(scores, asking, seen, reach.window)
             scores -= scores.amax(-1, keepdim=True)

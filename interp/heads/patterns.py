@@ -43,7 +43,15 @@ class Patterns:
         """What the pattern is the softmax of, -inf where a query may not look."""
         attn, (q, k, _) = self._of(layer, head)
         mask, is_causal = self._this.allowed(attn)
-        return masked(attn.scores(q, k), mask if mask is None else mask[:, 0], is_causal)
+        lean = self.lean(layer, head)
+        scores = attn.scores(q, k) if lean is None else attn.scores(q, k) + lean
+        return masked(scores, mask if mask is None else mask[:, 0], is_causal)
+
+    def lean(self, layer: int, head: int) -> Float[Tensor, "#batch query_pos key_pos"] | None:
+        """What scores have in them for where their keys stand, beside q · k; None: nothing."""
+        attn, (q, _, _) = self._of(layer, head)
+        lean = attn.lean(self._this.distance, q.dtype)
+        return None if lean is None else lean[:, head % self.model.cfg.n_heads]
 
     def queries(self, layer: int, head: int) -> Float[Tensor, "batch pos d_head"]:
         """What the head looks with: its queries, normed and turned where the model does so."""
@@ -62,8 +70,9 @@ class Patterns:
     ) -> Dataset:
         """How a head comes to its weights, for some queries and keys of a prompt: [query_pos key_pos].
 
-        `product` is q · k; `score` is divided by attn_scale, and capped where the model does so; `masked` is -inf where
-        a query may not look; `weight` is the softmax over all keys, also over those that are not asked for.
+        `product` is q · k; `score` is divided by attn_scale, and capped or lower with distance where the model does so;
+        `masked` is -inf where a query may not look; `weight` is the softmax over all keys, also over those that are not
+        asked for.
         """
         from xarray import Dataset
 
@@ -77,6 +86,8 @@ class Patterns:
             last = torch.tensor(rows, device=k.device) if is_causal else torch.full((len(rows),), len(k) - 1)
             allowed = torch.arange(len(k), device=k.device) <= last[:, None].to(k.device)
         score = attn.scores(q, k)
+        if (lean := self.lean(layer, head)) is not None:
+            score = score + lean.expand(len(self.tokens), -1, -1)[prompt, queries]
         hidden = score.masked_fill(~allowed, -torch.inf)
         made = {"product": q @ k.T, "score": score, "masked": hidden, "weight": softmax(hidden)}
         return Dataset(
@@ -96,7 +107,7 @@ class Patterns:
         return shares / shares.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
     def terms(self, layer: int, head: int, query: int, key: int) -> Float[Tensor, "batch d_head"]:
-        """q · k / attn_scale, dimension by dimension after any rotation: they sum to the score before any cap."""
+        """q · k / attn_scale, dimension by dimension after any rotation: they sum to the score before cap and lean."""
         attn, (q, k, _) = self._of(layer, head)
         return q[:, query] * k[:, key] / attn.cfg.attn_scale
 
@@ -165,7 +176,7 @@ def patterns(
         return attn.look(q, k, v, this)
 
     this = run(model, tokens, mask, look, n_layers=max(chosen) + 1)
-    return Patterns(model, tokens, mask, chosen, of_heads, kept, replace(this, look=None, rotation=None, hooks=None))
+    return Patterns(model, tokens, mask, chosen, of_heads, kept, replace(this, look=None, rotations=None, hooks=None))
 
 
 def attention_between(

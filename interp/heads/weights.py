@@ -64,10 +64,11 @@ class LayerHeads:
         with silence():
             made = product(block.ln1.unheard(resid_pre), self.qkv, self.qkv_bias).unflatten(-1, (-1, attn.cfg.d_head))
             q, k, v = made.split((attn.cfg.n_heads, n_kv, n_kv), -2)
-            q, k = attn.place(q, k, self.qkv, this)
+            q, k, v = attn.clipped(*attn.place(q, k, self.qkv, this), v)
             q, k = attn.rotate(attn.q_norm(q), attn.k_norm(k), this)
             keys = k.transpose(1, 2).repeat_interleave(attn.cfg.n_heads // n_kv, 1)
-            scores = masked(attn.scores(q.transpose(1, 2), keys), *this.allowed(attn))
+            scores, lean = attn.scores(q.transpose(1, 2), keys), attn.lean(this.distance, q.dtype)
+            scores = masked(scores if lean is None else scores + lean, *this.allowed(attn))
             pattern = stream.exact(scores).softmax(-1)
         return pattern, self.lengths(v)
 

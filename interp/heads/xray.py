@@ -75,6 +75,8 @@ class EdgeXrays:
         toward = toward_answer(model, cache, layer, answer, wrong, pos=query)[0, head]
         terms = found.terms(layer, head, query, key)[0].double()
         cap, before_cap = model.cfg.attn_scores_soft_cap, scores[key]
+        if (lean := found.lean(layer, head)) is not None:
+            before_cap = before_cap - lean[0, query, key]
         if cap is not None:
             before_cap = cap * torch.atanh(before_cap / cap)
         base, zeroed, knocked_out = self._without(layer, head, query, key, answer, wrong, scores)

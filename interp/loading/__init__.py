@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,24 @@ import huggingface_hub
 import torch
 
 from interp.config import DTYPES, GPTConfig
-from interp.loading.checkpoint import Checkpoint, Piece, Sources, special_token
+from interp.loading.checkpoint import Checkpoint, Sources, special_token
 from interp.loading.families import FAMILIES
 from interp.loading.files import TensorFiles, read_json
+from interp.loading.huggingface import write_huggingface
 from interp.loading.own import OURS, opened, save
 from interp.tokenization import Tokenizer
 
-__all__ = ["BUNDLED", "FAMILIES", "Checkpoint", "bundled", "downloaded", "open_checkpoint", "save", "tokenizer_of"]
+__all__ = [
+    "BUNDLED",
+    "FAMILIES",
+    "Checkpoint",
+    "bundled",
+    "downloaded",
+    "open_checkpoint",
+    "save",
+    "tokenizer_of",
+    "write_huggingface",
+]
 
 
 BUNDLED = Path(__file__).parent.parent / "zoo" / "models"
@@ -72,7 +84,7 @@ def _without_prefix(sources: Sources, prefix: str, tensors: TensorFiles) -> Sour
     if any(name.startswith(prefix) for name in tensors):
         return sources
     return {
-        ours: [Piece(piece.name.removeprefix(prefix), piece.view) for piece in pieces]
+        ours: [replace(piece, name=piece.name.removeprefix(prefix)) for piece in pieces]
         for ours, pieces in sources.items()
     }
 

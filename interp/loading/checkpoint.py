@@ -12,12 +12,18 @@ from interp.loading.files import TensorFiles
 from interp.tokenization import Tokenizer
 
 
+def same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of a checkpoint, and how it lies in ours: a view of it that is copied."""
+    """A tensor of a checkpoint, and how it lies in ours: what is copied of it, and how it is made of that again."""
 
     name: str
-    view: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    view: Callable[[Tensor], Tensor] = same
+    back: Callable[[Tensor], Tensor] = same  # the tensor; where several pieces name it, its next part
+    rows: int | None = None  # of ours; None: all
 
 
 Sources = dict[str, list[Piece]]  # our parameter -> the pieces that make its rows, in order
@@ -67,9 +73,8 @@ class Checkpoint:
 
     def _shape(self, pieces: list[Piece]) -> list[int]:
         try:
-            views = [
-                piece.view(self.tensors[piece.name]) for piece in pieces
-            ]  # of memory-mapped files: nothing is read
+            shapes = [self.tensors.shape(piece.name) for piece in pieces]
+            views = [piece.view(torch.empty(s, device="meta")) for piece, s in zip(pieces, shapes, strict=True)]
         except (RuntimeError, IndexError) as error:
             raise ValueError(f"{self.where}: {[p.name for p in pieces]} have shapes that do not fit: {error}") from None
         widths = {tuple(view.shape[1:]) for view in views}

@@ -45,10 +45,19 @@ def save(
             raise ValueError(f"these weights do not fit into {stored_as}: {too_large[:8]}")
     if tokenizer is not None:
         about["tokenizer"] = {"json": tokenizer.to_json(), "special": tokenizer.special_tokens()}
-    metadata = {"format": "pt", OURS: json.dumps(about)}
+    write_weights(target, state, {"format": "pt", OURS: json.dumps(about)}, max_shard_size)
+    write(target / "config.json", json.dumps({"model_type": OURS, **cfg.to_dict()}, indent=2).encode())
+    if tokenizer is not None:
+        write(target / "tokenizer.json", tokenizer.to_json().encode())
+    else:
+        (target / "tokenizer.json").unlink(missing_ok=True)
+
+
+def write_weights(target: Path, state: dict[str, Tensor], metadata: dict[str, str], max_shard_size: int) -> None:
+    """Write the weights of a folder, in shards where there are many, in place of those that it holds."""
     shards = _shards(_apart(state), max_shard_size)
     if len(shards) == 1:
-        _write(target / SINGLE, to_bytes(shards[0], metadata))
+        write(target / SINGLE, to_bytes(shards[0], metadata))
         (target / INDEX).unlink(missing_ok=True)  # readers prefer it: until now they saw the old model
         used = set()
     else:
@@ -56,19 +65,14 @@ def save(
         for shard in shards:
             content = to_bytes(shard, {"format": "pt"})
             name = f"model-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
-            _write(target / name, content)
+            write(target / name, content)
             weight_map |= dict.fromkeys(shard, name)
-        _write(target / INDEX, json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=1).encode())
+        write(target / INDEX, json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=1).encode())
         (target / SINGLE).unlink(missing_ok=True)
         used = set(weight_map.values())
     for old in target.glob("model-*.safetensors"):
         if old.name not in used:
             old.unlink()
-    _write(target / "config.json", json.dumps({"model_type": OURS, **cfg.to_dict()}, indent=2).encode())
-    if tokenizer is not None:
-        _write(target / "tokenizer.json", tokenizer.to_json().encode())
-    else:
-        (target / "tokenizer.json").unlink(missing_ok=True)
 
 
 def opened(folder: Path, tensors: TensorFiles) -> Checkpoint:
@@ -112,6 +116,7 @@ def _shards(state: dict[str, Tensor], max_size: int) -> list[dict[str, Tensor]]:
     return shards
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
     with replacing(path) as unfinished:
         unfinished.write_bytes(content)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import floor, log2
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from interp.config import GPTConfig
 from interp.hooks import Heard, HookPoint, is_heard
 from interp.model.kv_cache import Earlier
 from interp.model.linear import Linear, product
-from interp.model.norms import HeadNorm, NoNorm
+from interp.model.norms import head_norm
 from interp.model.rotary import Rotation, rotate_halves, rotate_pairs
 
 Stream = Float[Tensor, "batch pos d_model"]
@@ -22,6 +23,7 @@ KVHeads = Float[Tensor, "batch pos kv_head d_head"]
 Queries = Float[Tensor, "batch query_pos head d_head"]  # at every position, or at the last alone
 Written = Float[Tensor, "batch query_pos d_model"]
 Pattern = Float[Tensor, "batch head query_pos key_pos"]
+Distance = Int[Tensor, "#batch 1 query_pos key_pos"]
 HeadInputs = tuple[Tensor, Tensor, Tensor]  # what each head reads for its q, k and v: [batch pos head d_model]
 
 
@@ -29,8 +31,9 @@ HeadInputs = tuple[Tensor, Tensor, Tensor]  # what each head reads for its q, k 
 class Pass:
     """What all blocks of one pass share."""
 
-    rotation: Rotation | None = None
+    rotations: dict[bool, Rotation] | None = None  # of global layers, and (True) of local ones
     pos_embed: Float[Tensor, "#batch pos d_model"] | None = None  # what queries and keys read beside the stream
+    distance: Distance | None = None  # how far a key stands before the query, where scores depend on it
     mask: Bool[Tensor, "#batch 1 query_pos key_pos"] | None = None  # who may look where; None: causal, or everywhere
     local_mask: Bool[Tensor, "#batch 1 query_pos key_pos"] | None = None  # the same for layers with a window
     is_causal: bool = True
@@ -41,8 +44,9 @@ class Pass:
 
     def for_last_query(self) -> "Pass":
         """The same, for a block that only the last position goes on from. It sees all that its mask allows."""
-        mask, local = (m if m is None else m[..., -1:, :] for m in (self.mask, self.local_mask))
-        return replace(self, mask=mask, local_mask=local, is_causal=False, wanted=slice(-1, None))
+        of_last = {name: getattr(self, name) for name in ("mask", "local_mask", "distance")}
+        of_last = {name: each if each is None else each[..., -1:, :] for name, each in of_last.items()}
+        return replace(self, **of_last, is_causal=False, wanted=slice(-1, None))
 
     def allowed(self, attn: "Attention") -> tuple[Bool[Tensor, "#batch 1 query_pos key_pos"] | None, bool]:
         """Who may look where in a layer: a mask; without one, whether at what came before alone, or everywhere."""
@@ -65,8 +69,8 @@ class Attention(nn.Module):
         n_queries, n_keys = cfg.n_heads * cfg.d_head, cfg.n_key_value_heads * cfg.d_head
         self.qkv = Linear(cfg, cfg.d_model, n_queries + 2 * n_keys, cfg.bias_qkv)
         self.out = Linear(cfg, n_queries, cfg.d_model, cfg.bias_attn_out)
-        self.q_norm = HeadNorm(cfg, cfg.n_heads, "head") if cfg.use_qk_norm else NoNorm()
-        self.k_norm = HeadNorm(cfg, cfg.n_key_value_heads, "kv_head") if cfg.use_qk_norm else NoNorm()
+        self.q_norm = head_norm(cfg, cfg.n_heads, "head")
+        self.k_norm = head_norm(cfg, cfg.n_key_value_heads, "kv_head")
         self.dropout = nn.Dropout(cfg.dropout) if cfg.dropout else nn.Identity()
 
         self.hook_q = HookPoint("batch pos head d_head", "x W_Q + b_Q, before rotation")
@@ -86,6 +90,7 @@ class Attention(nn.Module):
         """`x` is the stream after the norm: one for all heads, or what each head reads for its q, k and v."""
         q, k, v = self.project(x, this) if isinstance(x, Tensor) else self.project_each(*x)
         q, k = self.place(q, k, self.qkv.weight, this)
+        q, k, v = self.clipped(q, k, v)
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
         q, k = self.rotate(self.q_norm(q), self.k_norm(k), this)
         z = self.hook_z(self.look(q, k, v, this) if this.look is None else this.look(self, q, k, v))
@@ -114,6 +119,11 @@ class Attention(nn.Module):
         """What the fused `weight` made of the stream, with what it makes of positions beside the stream."""
         return q, k
 
+    def clipped(self, q: Queries, k: KVHeads, v: KVHeads) -> tuple[Queries, KVHeads, KVHeads]:
+        """The same, within ± qkv_clip where there is one."""
+        bound = self.cfg.qkv_clip
+        return (q, k, v) if bound is None else (q.clamp(-bound, bound), k.clamp(-bound, bound), v.clamp(-bound, bound))
+
     def rotate(self, q: Queries, k: KVHeads, this: Pass) -> tuple[Queries, KVHeads]:
         """Nothing turns."""
         return q, k
@@ -125,22 +135,24 @@ class Attention(nn.Module):
             keys, values = this.kv_cache.append(self.layer, k, v)
         queries = q.transpose(1, 2)
         mask, is_causal = this.allowed(self)
+        lean = self.lean(this.distance, q.dtype)
         p_drop = self.cfg.dropout if self.training else 0.0
         if self.cfg.attn_scores_soft_cap is None and not is_heard(self.hook_attn_scores, self.hook_pattern):
             z = F.scaled_dot_product_attention(
                 queries,
                 keys,
                 values,
-                attn_mask=mask,
+                attn_mask=mask if lean is None else masked(lean, mask, is_causal),
                 dropout_p=p_drop,
-                is_causal=is_causal,
+                is_causal=is_causal and lean is None,
                 scale=1 / self.cfg.attn_scale,
                 enable_gqa=self.cfg.has_grouped_queries,
             )
             return z.transpose(1, 2)
         group = self.cfg.n_heads // self.cfg.n_key_value_heads
         keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
-        scores = masked(self.scores(queries, keys), mask, is_causal)
+        scores = self.scores(queries, keys)
+        scores = masked(scores if lean is None else scores + lean, mask, is_causal)
         pattern = self.hook_pattern(softmax(self.hook_attn_scores(scores)))
         return (F.dropout(pattern, p_drop) @ values).transpose(1, 2)
 
@@ -151,6 +163,12 @@ class Attention(nn.Module):
         scores = (queries / self.cfg.attn_scale) @ keys.transpose(-1, -2)
         cap = self.cfg.attn_scores_soft_cap
         return scores if cap is None else cap * torch.tanh(scores / cap)
+
+    def lean(
+        self, distance: Distance | None, dtype: torch.dtype
+    ) -> Float[Tensor, "#batch head query_pos key_pos"] | None:
+        """What is added to scores for where their keys stand; None: nothing."""
+        return None
 
     def write(self, z: Queries) -> Written:
         if not is_heard(self.hook_result):
@@ -227,9 +245,18 @@ class RotaryAttention(Attention):
         self.hook_rot_k = HookPoint("batch pos kv_head d_head", "k turned by its position")
 
     def rotate(self, q: Queries, k: KVHeads, this: Pass) -> tuple[Queries, KVHeads]:
-        assert this.rotation is not None
-        of_queries = [this.goes_on(each) for each in this.rotation]
-        return self.hook_rot_q(self.turn(q, *of_queries)), self.hook_rot_k(self.turn(k, *this.rotation))
+        assert this.rotations is not None
+        rotation = this.rotations[self.is_local]
+        of_queries = [this.goes_on(each) for each in rotation]
+        return self.hook_rot_q(self.turn(q, *of_queries)), self.hook_rot_k(self.turn(k, *rotation))
+
+    def turn_again(
+        self, keys: Float[Tensor, "batch kv_head pos d_head"], old: dict[bool, Rotation], new: dict[bool, Rotation]
+    ) -> None:
+        """Turn keys back, and as they are to turn now, in place."""
+        (cos, sin), now = old[self.is_local], new[self.is_local]
+        size = cos.square() + sin.square()  # of the factor that turned keys are multiplied by
+        keys.copy_(self.turn(self.turn(keys.transpose(1, 2), cos / size, -sin / size), *now).transpose(1, 2))
 
 
 class ShortformerAttention(Attention):
@@ -242,8 +269,30 @@ class ShortformerAttention(Attention):
         return q + asked.unflatten(-1, (-1, self.cfg.d_head)), k + seen.unflatten(-1, (-1, self.cfg.d_head))
 
 
+class LeaningAttention(Attention):
+    """Attention whose scores sink with distance, in each head at a slope of its own (ALiBi; Press et al., 2022)."""
+
+    def lean(
+        self, distance: Distance | None, dtype: torch.dtype
+    ) -> Float[Tensor, "#batch head query_pos key_pos"] | None:
+        assert distance is not None
+        exact = torch.promote_types(dtype, torch.float32)
+        slopes = torch.tensor(alibi_slopes(self.cfg.n_heads), device=distance.device, dtype=exact)
+        return (-slopes[:, None, None] * distance).to(dtype)
+
+
+def alibi_slopes(n_heads: int) -> list[float]:
+    """2^(-8/n), 2^(-16/n) … 2^-8 for n heads; where n is no power of 2, those of the one below, then every other one of
+    the one above."""
+    below = 2 ** floor(log2(n_heads))
+    return [2 ** (-8 * i / below) for i in range(1, below + 1)] + [
+        2 ** (-4 * i / below) for i in range(1, 2 * (n_heads - below), 2)
+    ]
+
+
 def attention(cfg: GPTConfig, layer: int) -> Attention:
     """Attention as its positions come in."""
-    if cfg.is_rotary:
+    if cfg.turns(layer):
         return RotaryAttention(cfg, layer)
-    return ShortformerAttention(cfg, layer) if cfg.is_shortformer else Attention(cfg, layer)
+    others = {"shortformer": ShortformerAttention, "alibi": LeaningAttention}
+    return others.get(cfg.positional_embedding_type or "", Attention)(cfg, layer)

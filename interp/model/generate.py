@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextvars import copy_context
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor
 
+from interp.beams import BeamSearch, beam_search, check_beams, columns
 from interp.cache import ActivationCache
 from interp.generation import Ends, Generation, Sampling, generated, joined, left_padded, with_progress
 from interp.hooks import Names
@@ -33,6 +35,11 @@ class Generates(TextInterface):
         eos_token_id: int | None = None,
         stop_at_eos: bool = True,
         num_return_sequences: int = 1,
+        num_beams: int = 1,
+        length_penalty: int | float = 1.0,
+        num_beam_groups: int = 1,
+        diversity_penalty: int | float = 0.0,
+        early_stopping: bool | Literal["never"] = False,
         seed: int | None = None,
         prepend_bos: bool | None = None,
         attention_mask: Tensor | None = None,
@@ -48,10 +55,18 @@ class Generates(TextInterface):
         any token or text in `stop`. "full" gives a `Generation`, with log-probabilities; `cache=True`, or names, gives
         it the activations of all steps, as one pass over all but the last token would. `stream` gives an iterator of
         the new text (or tokens) as it comes. Hooks act at every step; `generation.current_step()` tells them which.
+        With several `num_beams`, the best `num_return_sequences` that beam search finds: see `interp.beams`.
         Beyond the context is an error, unless `on_overflow="slide"`: each token then follows from the last `n_ctx`.
         """
         sampling = Sampling(
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
+        )
+        how = BeamSearch(
+            num_beams=num_beams,
+            length_penalty=length_penalty,
+            num_beam_groups=num_beam_groups,
+            diversity_penalty=diversity_penalty,
+            early_stopping=early_stopping,
         )
         is_text = not isinstance(input, Tensor)
         return_type = return_type or ("full" if cache is not False else "text" if is_text else "tokens")
@@ -68,6 +83,7 @@ class Generates(TextInterface):
                 f"{tokens.shape[1]} tokens and {max_new_tokens} new ones go beyond n_ctx={self.cfg.n_ctx}; "
                 "ask for fewer, or pass on_overflow='slide'"
             )
+        each_once = tokens, is_real
         tokens = tokens.repeat_interleave(num_return_sequences, 0)
         is_real = None if is_real is None else is_real.repeat_interleave(num_return_sequences, 0)
         eos = self._eos(eos_token_id) if stop_at_eos else None
@@ -77,6 +93,17 @@ class Generates(TextInterface):
         parts: list[dict[str, Tensor]] = []
         record = None if cache is False else partial(self._recorded, parts, None if cache is True else cache)
         slides = on_overflow == "slide" and tokens.shape[1] + max_new_tokens - 1 > self.cfg.n_ctx
+        if num_beams > 1:
+            choices = {"stream": stream, "cache": cache is not False, "seed": seed is not None, "on_overflow": slides}
+            choices |= {"stop": ends.texts, "more than num_beams": num_return_sequences > num_beams}
+            check_beams(sampling, choices)
+            done = beam_search(
+                self, KVCache, *each_once, how, ends.tokens, max_new_tokens, repetition_penalty, progress
+            )
+            best = [one for row in done for one in row[:num_return_sequences]]
+            result = self._gathered(tokens, is_real, prompts, columns(best, pad), parts, eos)
+            result = replace(result, scores=torch.tensor([one.score for one in best]))
+            return self._as_asked(result, return_type, isinstance(input, str) and num_return_sequences == 1)
         steps = generated(self, KVCache, tokens, is_real, sampling, ends, max_new_tokens, pad, seed, slides, record)
         if stream:
             pieces = self._pieces(steps, prompts, eos, as_text=return_type == "text")
@@ -85,12 +112,15 @@ class Generates(TextInterface):
             )
         new = list(with_progress(steps, max_new_tokens, progress))
         result = self._gathered(tokens, is_real, prompts, new, parts, eos)
+        return self._as_asked(result, return_type, isinstance(input, str) and num_return_sequences == 1)
+
+    def _as_asked(self, result: Generation, return_type: str, is_one: bool) -> Any:
         if return_type == "full":
             return result
         if return_type == "tokens":
             return result.tokens
         assert result.text is not None
-        return result.text[0] if isinstance(input, str) and num_return_sequences == 1 else result.text
+        return result.text[0] if is_one else result.text
 
     def _check_choices(
         self, max_new_tokens: int, n_sequences: int, return_type: str, on_overflow: str, stream: bool, cache: Any

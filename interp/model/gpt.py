@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from interp.config import GPTConfig
 from interp.hooks import HookPoint, Span, hooks_in_force, is_heard, spanning
-from interp.loading import open_checkpoint, save
-from interp.model.attention import Pass
+from interp.loading import open_checkpoint, save, write_huggingface
+from interp.model.attention import Pass, RotaryAttention
 from interp.model.block import Block, block
 from interp.model.embed import Embed, LearnedPositions, SinusoidalPositions, Unembed
 from interp.model.init import init_weights
@@ -31,13 +31,14 @@ from interp.model.inputs import (
     checked_mask,
     checked_resid,
     checked_tokens,
+    distance,
     next_token_loss,
     positions,
 )
 from interp.model.kv_cache import KVCache
 from interp.model.norms import norm
 from interp.model.observe import Observed
-from interp.model.rotary import rotation
+from interp.model.rotary import rotations
 from interp.model.text import Text
 from interp.tokenization import Tokenizer
 
@@ -56,7 +57,8 @@ class HookedGPT(Observed):
         self.cfg = cfg
         self.tokenizer = tokenizer
         self.embed = Embed(cfg)
-        self.hook_embed = HookPoint("batch pos d_model", "W_E[token]")
+        self.ln_embed = norm(cfg, exists=cfg.embed_norm)
+        self.hook_embed = HookPoint("batch pos d_model", "W_E[token], past ln_embed where there is one")
         if cfg.positional_embedding_type == "standard":
             self.pos_embed = LearnedPositions(cfg)
             self.hook_pos_embed = HookPoint("batch pos d_model", "W_pos[position]")
@@ -119,6 +121,16 @@ class HookedGPT(Observed):
         """
         cfg = replace(self.cfg, dtype=self.dtype)
         save(folder, cfg, self.tokenizer, dict(self.state_dict()), max_shard_size, stored_as)
+
+    def to_huggingface(
+        self, folder: str | os.PathLike[str], model_type: str | None = None, max_shard_size: int = 5 * 2**30
+    ) -> str:
+        """Write the model as a folder that `transformers` opens; the `model_type` as which it was written.
+
+        None: the first of the families that has all that this model has. One that lacks a part of it is refused.
+        """
+        cfg = replace(self.cfg, dtype=self.dtype)
+        return write_huggingface(folder, cfg, self.tokenizer, dict(self.state_dict()), model_type, max_shard_size)
 
     def fingerprint(self) -> str:
         """A hash of what the model computes: its config and weights. Computed anew when a weight was written.
@@ -256,10 +268,24 @@ class HookedGPT(Observed):
             return self._pass(x, *args)
 
     def _pass_and_remember(self, x: Tensor, *args: Any) -> Any:
-        out = self._observed_pass(x, *args)
         mask, kv_cache = args[-2:]
+        if self.cfg.rope_scaling is not None and self.cfg.rope_scaling.depends_on_length:
+            self._turn_past(kv_cache, positions(mask, 0, kv_cache.length + x.shape[1], x.device))
+        out = self._observed_pass(x, *args)
         kv_cache.commit(x.shape[1], mask)
         return out
+
+    @torch.no_grad()
+    def _turn_past(self, kv_cache: KVCache, where: Int[Tensor, "#batch pos"]) -> None:
+        """Give kept keys the angles that they have in an input as long as these positions are."""
+        length, before = where.max() + 1, kv_cache.turned_for
+        if kv_cache.length and before is not None and before != length:
+            past = where[:, : kv_cache.length]
+            old, new = (rotations(self.cfg, past, self.dtype, each) for each in (before, length))
+            for layer, each in enumerate(self.blocks):
+                if isinstance(each.attn, RotaryAttention):
+                    each.attn.turn_again(kv_cache.of(layer)[0], old, new)
+        kv_cache.turned_for = length
 
     def _pass(
         self,
@@ -303,10 +329,11 @@ class HookedGPT(Observed):
     ) -> Pass:
         """What all blocks of a pass over tokens at these positions share, with those who listen now."""
         n_new, device = where.shape[1], where.device
-        is_causal = self.cfg.attention_dir == "causal"
+        is_causal, leans = self.cfg.attention_dir == "causal", self.cfg.positional_embedding_type == "alibi"
         return Pass(
-            rotation=rotation(self.cfg, where, self.dtype) if self.cfg.is_rotary else None,
+            rotations=rotations(self.cfg, where, self.dtype) if self.cfg.is_rotary else None,
             pos_embed=self.placed(where, n_rows) if self.cfg.is_shortformer else None,
+            distance=distance(where, positions(mask, 0, n_past + n_new, device)) if leans else None,
             mask=allowed_attention(mask, n_past, n_new, is_causal, None, device),
             local_mask=allowed_attention(mask, n_past, n_new, is_causal, self.cfg.window_size, device),
             is_causal=is_causal and n_past == 0,
@@ -326,7 +353,7 @@ class HookedGPT(Observed):
         embed = self.embed(tokens)
         if self.cfg.embed_scale != 1:
             embed = embed * torch.tensor(self.cfg.embed_scale, dtype=embed.dtype)  # rounded as the weights are
-        resid = self.hook_embed(embed)
+        resid = self.hook_embed(self.ln_embed(embed))
         if self.cfg.adds_positions:
             resid = resid + self.placed(where, len(resid))
         return self.dropout(resid)

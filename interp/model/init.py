@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from interp.config import GPTConfig
 from interp.model.embed import Embed, LearnedPositions, Unembed
 from interp.model.linear import Linear
-from interp.model.norms import HeadNorm, LayerNorm
+from interp.model.norms import GainFromOne, HeadGainFromOne, HeadNorm, LayerNorm
 
 
 def init_weights(model: nn.Module, cfg: GPTConfig) -> None:
@@ -29,7 +29,9 @@ def init_weights(model: nn.Module, cfg: GPTConfig) -> None:
     silenced = 1 / sqrt(n_writers) if cfg.init_mode == "gpt2" else 1.0
     with torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, LayerNorm):
+            if isinstance(module, GainFromOne | HeadGainFromOne):
+                _fill(module.excess, 0.0)
+            elif isinstance(module, LayerNorm):
                 _fill(module.w, 1.0)
                 _fill(module.b, 0.0)
             elif isinstance(module, HeadNorm):

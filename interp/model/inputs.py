@@ -96,6 +96,13 @@ def positions(mask: Mask | None, n_past: int, n_new: int, device: torch.device) 
     return (mask.long().cumsum(1) - 1).clamp(min=0)[:, n_past:]
 
 
+def distance(
+    query_pos: Int[Tensor, "#batch query_pos"], key_pos: Int[Tensor, "#batch key_pos"]
+) -> Int[Tensor, "#batch 1 query_pos key_pos"]:
+    """How far each key stands before the query."""
+    return (query_pos[:, :, None] - key_pos[:, None, :])[:, None]
+
+
 def allowed_attention(
     mask: Mask | None, n_past: int, n_new: int, is_causal: bool, window: int | None, device: torch.device
 ) -> Bool[Tensor, "#batch 1 query_pos key_pos"] | None:

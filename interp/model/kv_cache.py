@@ -3,7 +3,7 @@
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Heads = Float[Tensor, "batch pos kv_head d_head"]
@@ -22,7 +22,8 @@ class Earlier(Protocol):
 class KVCache:
     """Pass one to `model(tokens, past_kv_cache=cache)`: it holds what was read, and the next call goes on from there.
 
-    Keys are kept rotated. Room doubles when it runs out; given as `room` (in tokens), nothing is ever copied.
+    Keys are kept rotated; where angles depend on the length, as that of the input so far has them. Room doubles when it
+    runs out; given as `room` (in tokens), nothing is ever copied.
     A pass that fails leaves the cache as it was.
     """
 
@@ -30,6 +31,7 @@ class KVCache:
         self.room = room
         self.length = 0
         self.attention_mask: Bool[Tensor, "batch pos"] | None = None  # None: no padding so far
+        self.turned_for: Int[Tensor, ""] | None = None  # the length whose angles keys have, where it matters
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def append(self, layer: int, k: Heads, v: Heads) -> tuple[Past, Past]:
@@ -52,6 +54,12 @@ class KVCache:
         """Count the last `n_new` positions, whose full mask is given, as read."""
         self.length += n_new
         self.attention_mask = attention_mask
+
+    def select(self, rows: Int[Tensor, " row"]) -> None:
+        """Keep these rows, in this order; one may come several times."""
+        self._layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._layers.items()}
+        if self.attention_mask is not None:
+            self.attention_mask = self.attention_mask[rows]
 
     def of(self, layer: int) -> tuple[Past, Past]:
         """The keys and values that a layer has read."""

@@ -22,11 +22,14 @@ class LayerNorm(nn.Module):
         super().__init__()
         has_gain = cfg.normalization_type == self.WITH_GAIN
         empty = torch.empty(getattr(cfg, axis), dtype=cfg.dtype, device=cfg.device)
-        self.w = nn.Parameter(empty) if has_gain else None
+        self.add_gain(empty if has_gain else None)
         self.b = nn.Parameter(empty.clone()) if cfg.bias_norm else None
         self.eps = cfg.eps
         self.hook_scale = HookPoint("batch pos 1", "sqrt(variance(x) + eps)")
         self.hook_normalized = HookPoint(f"batch pos {axis}", "(x - mean(x)) / scale, before gain and bias")
+
+    def add_gain(self, empty: Tensor | None) -> None:
+        self.w = None if empty is None else nn.Parameter(empty)
 
     def forward(self, x: Stream) -> Stream:
         if not is_heard(self.hook_scale, self.hook_normalized):
@@ -65,25 +68,74 @@ class RMSNorm(LayerNorm):
         return x
 
 
+class GainFromOne(RMSNorm):
+    """The same, its gain stored as what it has more than 1: so half precision keeps small differences."""
+
+    def add_gain(self, empty: Tensor | None) -> None:
+        assert empty is not None
+        self.excess = nn.Parameter(empty)
+
+    @property
+    def w(self) -> Float[Tensor, " d_model"]:  # type: ignore[override]
+        return 1 + exact(self.excess)
+
+    def unheard(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        return F.rms_norm(exact(x), x.shape[-1:], self.w, self.eps).to(x.dtype)
+
+    def affine(self, normalized: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        return (normalized * self.w).to(normalized.dtype)
+
+
+def exact(x: Tensor) -> Tensor:
+    """In single precision at least."""
+    return x.float() if x.dtype.itemsize == 2 else x
+
+
 class HeadNorm(nn.Module):
-    """The RMSNorm of queries or keys: in each head, or over all heads together."""
+    """The norm of queries or keys: in each head, or over all heads together."""
 
     def __init__(self, cfg: GPTConfig, n_heads: int, head_axis: str) -> None:
         super().__init__()
-        shape = (n_heads, cfg.d_head) if cfg.qk_norm_over_width else (cfg.d_head,)
-        self.w = nn.Parameter(torch.empty(shape, dtype=cfg.dtype, device=cfg.device))
-        self.eps = cfg.eps
-        self.over = tuple(range(-len(shape), 0))
+        shape = (n_heads, cfg.d_head) if cfg.qk_norm_over_width or cfg.qk_layer_norm else (cfg.d_head,)
+        self.add_gain(torch.empty(shape, dtype=cfg.dtype, device=cfg.device))
+        self.eps, self.is_centred = cfg.eps, cfg.qk_layer_norm
+        self.over = (-2, -1) if cfg.qk_norm_over_width else (-1,)
         scale_axes = "batch pos 1 1" if cfg.qk_norm_over_width else f"batch pos {head_axis} 1"
         self.hook_scale = HookPoint(scale_axes, "sqrt(mean(x²) + eps)")
         self.hook_normalized = HookPoint(f"batch pos {head_axis} d_head", "x / scale, before the gain")
+        if self.is_centred:
+            self.hook_scale.formula = "sqrt(variance(x) + eps)"
+            self.hook_normalized.formula = "(x - mean(x)) / scale, before the gain"
+
+    def add_gain(self, empty: Tensor) -> None:
+        self.w = nn.Parameter(empty)
 
     def forward(self, x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
         if not is_heard(self.hook_scale, self.hook_normalized):
-            return F.rms_norm(x, self.w.shape, self.w, self.eps)
-        exact = x.float() if x.dtype.itemsize == 2 else x
-        scale = self.hook_scale((exact.square().mean(self.over, keepdim=True) + self.eps).sqrt())
-        return self.hook_normalized((exact / scale).to(x.dtype)) * self.w
+            return self.unheard(x)
+        centred = exact(x) - exact(x).mean(-1, keepdim=True) if self.is_centred else exact(x)
+        scale = self.hook_scale((centred.square().mean(self.over, keepdim=True) + self.eps).sqrt())
+        return (self.hook_normalized((centred / scale).to(x.dtype)) * self.w).to(x.dtype)
+
+    def unheard(self, x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
+        """The norm past the hook points."""
+        if self.is_centred:
+            return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.w
+        return F.rms_norm(x, self.w.shape, self.w, self.eps)
+
+
+class HeadGainFromOne(HeadNorm):
+    """The same, its gain stored as what it has more than 1."""
+
+    def add_gain(self, empty: Tensor) -> None:
+        self.excess = nn.Parameter(empty)
+
+    @property
+    def w(self) -> Float[Tensor, "*head d_head"]:  # type: ignore[override]
+        return 1 + exact(self.excess)
+
+    def unheard(self, x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
+        return super().unheard(exact(x)).to(x.dtype)
 
 
 class NoNorm(nn.Identity):
@@ -103,4 +155,13 @@ def norm(cfg: GPTConfig, exists: bool = True) -> Norm:
     """A norm of the configured kind; the identity where there is none."""
     if not exists or cfg.normalization_type is None:
         return NoNorm()
+    if cfg.norm_gain_from_one:
+        return GainFromOne(cfg)
     return LayerNorm(cfg) if cfg.normalization_type.startswith("LN") else RMSNorm(cfg)
+
+
+def head_norm(cfg: GPTConfig, n_heads: int, head_axis: str) -> HeadNorm | NoNorm:
+    """The norm of queries or keys, which have so many heads; the identity where there is none."""
+    if not cfg.use_qk_norm:
+        return NoNorm()
+    return (HeadGainFromOne if cfg.norm_gain_from_one else HeadNorm)(cfg, n_heads, head_axis)

@@ -99,7 +99,8 @@ class Observed(Generates):
             return first <= self.hook_dict[name].layer() < last
         if name == "hook_pos_embed" and self.cfg.is_shortformer:
             return True  # each layer reads it
-        return start_at_layer is None if name in ("hook_embed", "hook_pos_embed") else stop_at_layer is None
+        is_before = name in ("hook_embed", "hook_pos_embed") or name.startswith("ln_embed.")
+        return start_at_layer is None if is_before else stop_at_layer is None
 
     def check_reach(
         self,

@@ -28,8 +28,8 @@ from interp.interventions import Edit, Patch
 from interp.interventions.edits import Places, edits_in_force, last_real, tokens_first
 from interp.model import HookedGPT, KVCache
 from interp.model.attention import Attention, Pass
-from interp.model.inputs import allowed_attention, positions
-from interp.model.rotary import rotation
+from interp.model.inputs import allowed_attention, distance, positions
+from interp.model.rotary import rotations
 
 _GROUP = {"cuda": 1.2e10}  # floating-point operations that take as long as the steps of a group of its own
 _TOGETHER = 2**9  # tokens of two runs; in so few, reading the weights takes most of the time
@@ -171,6 +171,11 @@ class Base:
         block = self.model.blocks[0]
         per_token = 2 * sum(p.numel() for p in block.parameters())
         return max(1, int((_GROUP.get(self.model.device.type, 0) / per_token) ** 0.5))
+
+    @cached_property
+    def distance(self) -> Int[Tensor, "#prompt 1 query_pos key_pos"] | None:
+        """How far each key stands before each query, where scores depend on it."""
+        return distance(self.where, self.where) if self.model.cfg.positional_embedding_type == "alibi" else None
 
     @cached_property
     def allowed(self) -> dict[bool, Bool[Tensor, "#prompt 1 query_pos key_pos"]]:
@@ -317,7 +322,8 @@ class Packed:
         this = Pass(look=self._look, wanted=self._asked() if self.is_asking else None)
         if self.model.cfg.is_rotary:
             where = self.base.where.expand(len(self.base.tokens), -1)[self.of_prompt, self.columns]
-            this.rotation = rotation(self.model.cfg, where[None], self.model.dtype)
+            length = self.base.where.max() + 1
+            this.rotations = rotations(self.model.cfg, where[None], self.model.dtype, length)
         if self.base.beside is not None:
             this.pos_embed = self.base.beside[self.of_prompt, self.columns][None]
         return this
@@ -344,20 +350,24 @@ class Packed:
     def _look(self, attn: Attention, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "1 query_pos head d_head"]:
         assert self.base.kept is not None
         keys, values = self.base.kept.of(attn.layer)
-        allowed, mixed, asked = self.base.allowed[attn.is_local], [], 0
+        allowed, away, mixed, asked = self.base.allowed[attn.is_local], self.base.distance, [], 0
         n_wanted = self.wanted.shape[1]
         for group in self.groups:
             g, own = len(group.rows), group.tokens
             prompts = self.prompt[group.rows]
-            mask = allowed if len(allowed) == 1 else allowed[prompts]
+            mask, far = (x if x is None or len(x) == 1 else x[prompts] for x in (allowed, away))
+            assert mask is not None
             if self.is_asking:
                 queries, asked = q[0, asked : asked + g * n_wanted], asked + g * n_wanted
                 asking = self.wanted[group.rows].clamp(min=group.start).to(self.device)
-                mask = mask.expand(g, -1, -1, -1)[torch.arange(g, device=self.device)[:, None], 0, asking][:, None]
+                rows = torch.arange(g, device=self.device)[:, None]
+                mask = mask.expand(g, -1, -1, -1)[rows, 0, asking][:, None]
+                far = None if far is None else far.expand(g, -1, -1, -1)[rows, 0, asking][:, None]
             else:
                 queries, mask = q[0, own], mask[:, :, group.start :]
+                far = None if far is None else far[:, :, group.start :]
             before = Before(keys[prompts, :, : group.start], values[prompts, :, : group.start])
-            this = Pass(mask=mask, local_mask=mask, is_causal=False, kv_cache=before)
+            this = Pass(mask=mask, local_mask=mask, distance=far, is_causal=False, kv_cache=before)
             each = (g, -1)
             self.looking = group
             z = attn.look(queries.unflatten(0, each), k[0, own].unflatten(0, each), v[0, own].unflatten(0, each), this)

@@ -18,8 +18,8 @@ from torch import Tensor
 from interp.hooks import is_touched, silence
 from interp.model import HookedGPT
 from interp.model.attention import Heads, KVHeads, Pass, Pattern
-from interp.model.inputs import positions
-from interp.model.rotary import rotation
+from interp.model.inputs import distance, positions
+from interp.model.rotary import rotations
 
 Effect = Callable[[Pattern], Tensor]  # of the metric's gradient at the pattern
 _BETWEEN = ("attn_scores", "pattern", "rot_q", "rot_k", "scale", "normalized")
@@ -39,8 +39,11 @@ class Recomputed:
             raise ValueError(
                 f"atp* computes attention anew from queries and keys, and would miss the hooks at {missed}"
             )
+        where = positions(mask, 0, q.shape[1], q.device)
         if model.cfg.is_rotary:
-            self.this.rotation = rotation(model.cfg, positions(mask, 0, q.shape[1], q.device), model.dtype)
+            self.this.rotations = rotations(model.cfg, where, model.dtype)
+        if model.cfg.positional_embedding_type == "alibi":
+            self.this.distance = distance(where, where)
         self.raw: dict[str, Tensor] = {"q": q, "k": k}
         self.q, self.k = self.met({})
         self.scores = exact(scores)
@@ -88,6 +91,8 @@ class Recomputed:
     def _scores(self, q: Heads, k: KVHeads) -> Pattern:
         group = self.attn.cfg.n_heads // self.attn.cfg.n_key_value_heads
         new = self.attn.scores(q.transpose(1, 2), k.transpose(1, 2).repeat_interleave(group, 1))
+        if (lean := self.attn.lean(self.this.distance, new.dtype)) is not None:
+            new = new + lean
         return exact(new).masked_fill(self.scores.isneginf(), -torch.inf)
 
 

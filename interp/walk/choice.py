@@ -96,7 +96,7 @@ def next_step(model: HookedGPT, prompt: Any, token: int, layer: int, head: int) 
     past, added = KVCache(), torch.tensor([[token]], device=model.device)
     model(tokens, return_type=None, past_kv_cache=past)
     attn = model.blocks[layer].attn
-    ends = {"q": "hook_rot_q" if model.cfg.is_rotary else "hook_q", "scores": "hook_attn_scores"}
+    ends = {"q": "hook_rot_q" if model.cfg.turns(layer) else "hook_q", "scores": "hook_attn_scores"}
     ends |= {"weights": "hook_pattern", "z": "hook_z"}
     names = {name: f"blocks.{layer}.attn.{end}" for name, end in ends.items()}
     logits, cache = model.run_with_cache(added, past_kv_cache=past, names_filter=list(names.values()))
@@ -105,7 +105,7 @@ def next_step(model: HookedGPT, prompt: Any, token: int, layer: int, head: int) 
     q = cache[names["q"]][0, :, head]
     kept_k, kept_v = (x[0, whole.group(head)] for x in past.of(layer))
     found = {
-        "q": q if model.cfg.is_rotary else attn.q_norm(cache[names["q"]])[0, :, head],
+        "q": q if model.cfg.turns(layer) else attn.q_norm(cache[names["q"]])[0, :, head],
         "k": kept_k,
         "v": kept_v,
         "scores": cache[names["scores"]][0, head],

@@ -66,10 +66,11 @@ def _qkv(this: Walk, head: int) -> list[Quantity]:
 
 def _turn(this: Walk, head: int) -> list[Quantity]:
     cfg = this.model.cfg
-    if not cfg.is_rotary and not cfg.use_qk_norm:
+    turns = cfg.turns(this.layer)
+    if not turns and not cfg.use_qk_norm:
         return []
     *_, q, k, _ = _qkv(this, head)
-    how = " and ".join(said for said, is_so in (("normed", cfg.use_qk_norm), ("turned", cfg.is_rotary)) if is_so)
+    how = " and ".join(said for said, is_so in (("normed", cfg.use_qk_norm), ("turned", turns)) if is_so)
     return [
         q,
         replace(_query(this, head), name=f"q {how}", formula=f"q, {how}"),
@@ -116,6 +117,7 @@ def _scores(this: Walk, head: int) -> list[Quantity]:
 def _scaling(this: Walk, head: int) -> list[Quantity]:
     cap = this.model.cfg.attn_scores_soft_cap
     capped = "" if cap is None else f", capped at ±{cap:g}"
+    capped += ", less a slope × distance" if this.model.cfg.positional_embedding_type == "alibi" else ""
     return _rows(this, head, product="q · k", score=f"q · k / {this.model.cfg.attn_scale:.4g}{capped}")
 
 

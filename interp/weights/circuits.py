@@ -14,7 +14,7 @@ from interp.hooks import silence
 from interp.model import HookedGPT
 from interp.model.attention import Pass, RotaryAttention
 from interp.model.norms import NoNorm
-from interp.model.rotary import rotation
+from interp.model.rotary import rotations
 from interp.results import Result, labelled
 from interp.weights import stream
 from interp.weights.factored import FactoredMatrix
@@ -90,7 +90,8 @@ def positional_qk(
     they pass but without divisors and biases. With rotary positions, [distance]: the score of a query that stands so
     far after the key. `query` and `key` are then as they are when they begin to turn; without them, the mean over the
     vocabulary, of tokens whose embedding is all that stands in the stream. For the mean over a text give
-    `cache["q", layer][:, :, head].mean((0, 1))`, and the key alike (where they are not normed).
+    `cache["q", layer][:, :, head].mean((0, 1))`, and the key alike (where they are not normed). With ALiBi, [distance]:
+    what is taken off.
     """
     layer, head = stream.checked_index(model, "layer", layer), stream.checked_index(model, "head", head)
     about = {"method": "positional QK", "layer": layer, "head": head, "model": model.fingerprint()}
@@ -99,12 +100,14 @@ def positional_qk(
         means = _mean_query_and_key(model, layer, head) if query is None or key is None else (query, key)
         given = {"query": (query, means[0]), "key": (key, means[1])}
         q, k = (_of_head(model, name, mean if vector is None else vector) for name, (vector, mean) in given.items())
-        cos, sin = rotation(model.cfg, places[None], q.dtype)
+        cos, sin = rotations(model.cfg, places[None], q.dtype)[attn.is_local]
         turned = attn.turn(q.expand(1, len(places), 1, -1), cos, sin)
         scores = (turned * k).sum(-1).flatten() / model.cfg.attn_scale
         return labelled(scores, {"distance": range(len(places))}, "score", about)
     if query is not None or key is not None:
         raise ValueError("query and key are for rotary positions; here each position has a query and a key of its own")
+    if (lean := attn.lean(places[None, None, :, None], torch.float64)) is not None:
+        return labelled(lean[0, head, :, 0], {"distance": range(len(places))}, "score", about)
     if model.pos_embed is None:
         raise ValueError("positional_embedding_type=None: no score depends on positions alone")
     pos, before = stream.exact(model.pos_embed(places[None], model.dtype)[0]), None

@@ -12,6 +12,7 @@ from torch import Tensor
 from interp.config import GPTConfig
 from interp.model import HookedGPT
 from interp.model.block import SharedNormBlock
+from interp.weights.stream import embeddings
 
 Weights = dict[str, Tensor]  # by their names in the state_dict, in float64
 
@@ -21,8 +22,9 @@ def fold_norms(model: HookedGPT) -> HookedGPT:
     """The same logits, with the gains and biases of norms folded into what reads past them.
 
     That is W_Q, W_K, W_V, the MLPs' inputs, W_out where neurons are normed, and W_U, which is then no longer tied;
-    `normalization_type` becomes "LNPre" or "RMSPre". (Norms on queries and keys stay.) Refused where a norm writes to
-    the stream, which nothing can take in, and where queries and keys read positions past no norm.
+    `normalization_type` becomes "LNPre" or "RMSPre". A norm of embeddings becomes a part of W_E. (Norms on queries and
+    keys stay.) Refused where a norm writes to the stream, which nothing can take in, and where queries and keys read
+    positions past no norm.
     """
     cfg = model.cfg
     if cfg.normalization_type not in ("LN", "RMS"):
@@ -40,6 +42,9 @@ def fold_norms(model: HookedGPT) -> HookedGPT:
     if cfg.gated_mlp and cfg.bias_norm:
         raise ValueError("gated_mlp=True with bias_norm=True: the gate has no bias to take in the norm's")
     old, weights = _weights(model), _weights(model)
+    if cfg.norm_gain_from_one:
+        old |= {name.replace(".excess", ".w"): 1 + w for name, w in old.items() if name.endswith(".excess")}
+        weights = {name.replace(".excess", ".w"): old[name.replace(".excess", ".w")] for name in weights}
     for name in [name for name in weights if name.endswith((".w", ".b")) and ".ln" in f".{name}"]:
         del weights[name]
     for layer, block in enumerate(model.blocks):
@@ -55,10 +60,13 @@ def fold_norms(model: HookedGPT) -> HookedGPT:
             if f"{at}mlp.ln.w" in old:
                 _fold(old, weights, at + "mlp.ln", at + "mlp.down")
     weights["unembed.weight"] = old[_unembedding(cfg)]
+    if cfg.embed_norm:
+        weights["embed.W_E"] = embeddings(model).double()
     _fold(old | weights, weights, "ln_final", "unembed")
     biases = dict.fromkeys(("bias_qkv", "bias_unembed"), True) | {"bias_mlp": not cfg.attn_only}
     changes = (biases if cfg.bias_norm else {}) | {"normalization_type": f"{cfg.normalization_type}Pre"}
-    return like(model, weights, bias_norm=False, tie_word_embeddings=False, **changes)
+    changes |= {"embed_scale": 1.0, "embed_norm": False} if cfg.embed_norm else {}
+    return like(model, weights, bias_norm=False, norm_gain_from_one=False, tie_word_embeddings=False, **changes)
 
 
 def _fold(old: Weights, weights: Weights, norm: str, reader: str) -> None:
@@ -89,6 +97,8 @@ def center_writes(model: HookedGPT) -> HookedGPT:
             f"norm_position={cfg.norm_position!r}: not all that is read of the stream is centred first, or not all "
             "that is written is a weight; center_writes needs 'pre'"
         )
+    if cfg.embed_norm:
+        raise ValueError("embed_norm=True: what it writes to the stream is no weight; fold_norms makes it one")
     weights = _weights(model)
     weights["unembed.weight"] = weights[_unembedding(cfg)].clone()
     for name, weight in weights.items():

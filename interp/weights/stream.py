@@ -163,7 +163,8 @@ def _past_mlp0(model: HookedGPT, embed: Float[Tensor, "token d_model"]) -> Float
 def embeddings(model: HookedGPT, tokens: Int[Tensor, " token"] | None = None) -> Float[Tensor, "token d_model"]:
     """What these tokens (None: all) put into the stream."""
     W_E = model.W_E if tokens is None else model.W_E[tokens]
-    return exact(W_E) if model.cfg.embed_scale == 1 else exact(W_E) * model.cfg.embed_scale
+    rows = W_E if model.cfg.embed_scale == 1 else exact(W_E) * model.cfg.embed_scale
+    return exact(model.ln_embed.unheard(rows.to(W_E.dtype)) if model.cfg.embed_norm else rows)
 
 
 def checked_index(model: HookedGPT, what: Literal["layer", "head"], index: int) -> int:

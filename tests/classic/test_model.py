@@ -43,6 +43,19 @@ def test_weights_come_and_go_by_their_classic_names(kind: str) -> None:
         )
 
 
+def test_gains_that_are_stored_less_one_come_and_go_too() -> None:
+    cfg = KINDS["llama"] | {"norm_gain_from_one": True, "use_qk_norm": True, "embed_norm": True}
+    model, other = (HookedTransformer(HookedTransformerConfig(**cfg, seed=seed)) for seed in (1, 2))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("excess"):
+                parameter.normal_()
+    state = model.state_dict()
+    assert {"embed.ln.w", "blocks.1.ln2.w", "blocks.0.attn.q_norm.w", "ln_final.w"} <= set(state)
+    other.load_state_dict(state)
+    torch.testing.assert_close(other(rows()), model(rows()), atol=1e-5, rtol=1e-4)
+
+
 def test_it_is_the_same_model_natively(tmp_path: Path) -> None:
     model = filled("gpt2")
     native = model.native()

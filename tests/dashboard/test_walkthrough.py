@@ -29,7 +29,7 @@ NOT_NUMBERS = ("quantity", "shape", "is", "axes", "hook point")
 @pytest.fixture
 def llama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The allowed folder, with a random Llama in it: RMS norms, rotary, grouped queries, a gated MLP."""
-    saved_model("Llama 3.x", tmp_path / "llama")
+    saved_model("Llama 2 and 3.x", tmp_path / "llama")
     monkeypatch.setenv("INTERP_MODELS", str(tmp_path))
     return tmp_path
 

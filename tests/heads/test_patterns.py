@@ -128,11 +128,19 @@ def test_steps_lead_from_queries_and_keys_to_what_the_model_itself_weighs_by(nam
     np.testing.assert_allclose(whole["product"], product, atol=1e-4, rtol=1e-4)
     cap, scale = model.cfg.attn_scores_soft_cap, model.cfg.attn_scale
     scaled = product / scale if cap is None else cap * torch.tanh(product / scale / cap)
+    if model.cfg.positional_embedding_type == "alibi":
+        scaled = scaled + positional_lean(2)
     np.testing.assert_allclose(whole.score, scaled, atol=1e-5, rtol=1e-4)
     some = found.steps(1, 2, slice(3, 6), slice(1, 5), prompt=1)
     xarray.testing.assert_allclose(some, whole.isel(query_pos=slice(3, 6), key_pos=slice(1, 5)), atol=1e-6)
     assert some.query_pos.values.tolist() == [3, 4, 5]
     assert some.key_pos.values.tolist() == [1, 2, 3, 4]
+
+
+def positional_lean(head: int) -> torch.Tensor:
+    """Of three heads over seven positions."""
+    places = torch.arange(7)
+    return -((2**-4, 2**-8, 2**-2)[head]) * (places[:, None] - places)
 
 
 def test_steps_leave_padding_out() -> None:

@@ -43,6 +43,8 @@ def test_an_edge_is_what_hooks_written_by_hand_say_of_it(name: str) -> None:
             np.testing.assert_allclose(found.term, q * k / model.cfg.attn_scale, atol=1e-12)
         total, cap = float(found.term.sum()), model.cfg.attn_scores_soft_cap
         capped = total if cap is None else cap * np.tanh(total / cap)
+        if model.cfg.positional_embedding_type == "alibi":
+            capped -= (2**-4, 2**-8, 2**-2)[head] * (QUERY - KEY)
         assert capped == pytest.approx(float(found.score[KEY]), abs=1e-10)
         assert float(found.before_cap) == pytest.approx(total, abs=1e-10)
         assert abs(float(found.remainder)) < 1e-10

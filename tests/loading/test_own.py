@@ -140,7 +140,7 @@ def damage(folder: Path, draw: random.Random) -> None:
 def test_damage_ends_in_a_clear_error_or_a_model_of_the_same_shapes(kind: str, tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     if kind == "outside":
-        saved_model("Llama 2", saved, max_shard_size="9KB")
+        saved_model("Llama, unscaled", saved, max_shard_size="9KB")
     else:
         model = variant("gpt2", d_vocab=257)
         model.tokenizer = Tokenizer.bytes()
@@ -264,7 +264,7 @@ def test_each_weight_keeps_its_precision_and_shared_ones_are_saved(tmp_path: Pat
 
 
 def test_an_absurd_config_is_refused_before_anything_is_built(tmp_path: Path) -> None:
-    saved_model("Llama 2", tmp_path)
+    saved_model("Llama, unscaled", tmp_path)
     config = tmp_path / "config.json"
     for field, value in (
         ("num_hidden_layers", 10**9),

@@ -148,6 +148,7 @@ def test_recording_everything_changes_nothing(name: str) -> None:
     assert seen == list(cache), "cached names come in the order of computation"
 
 
+LONG = RopeScaling(kind="longrope", original_n_ctx=3, short_factors=(1.0, 1.1, 1.2), long_factors=(2.0, 3.0, 4.0))
 CHANGES = [
     ("gpt2", {"act_fn": "relu"}),
     ("gpt2", {"act_fn": "solu"}),
@@ -191,8 +192,17 @@ CHANGES = [
     ("gemma2", {"attn_types": None}),
     ("gemma2", {"attn_scores_soft_cap": None}),
     ("gemma2", {"output_logits_soft_cap": None}),
+    ("gemma2", {"local_rotary_base": None}),
     ("qwen3", {"use_qk_norm": False}),
     ("qwen3", {"qk_norm_over_width": True}),
+    ("qwen3", {"rotary_layers": (False, True)}),
+    ("output_ln", {"embed_norm": False}),
+    ("output_ln", {"qk_layer_norm": False}),
+    ("relu2", {"positional_embedding_type": None}),
+    ("relu2", {"qkv_clip": None}),
+    ("llama", {"rope_scaling": RopeScaling(kind="dynamic", factor=4.0, original_n_ctx=3)}),
+    ("llama", {"rope_scaling": RopeScaling(kind="yarn", factor=4.0, original_n_ctx=9, attention_factor=1.2)}),
+    ("llama", {"rope_scaling": LONG}),
 ]
 
 

@@ -94,6 +94,8 @@ def cells_of(model: HookedGPT, hook: str, by: Sequence[str], n_pos: int) -> list
         ("llama", torch.float32, 1.0, "left"),
         ("llama", torch.float32, 40.0, None),
         ("llama", torch.float64, 40.0, "left"),
+        ("relu2", torch.float64, 1.0, "left"),
+        ("output_ln", torch.float64, 1.0, None),
         pytest.param("gemma2", torch.float64, 10.0, None, marks=pytest.mark.slow),
         pytest.param("qwen3", torch.float64, 10.0, None, marks=pytest.mark.slow),
         pytest.param("encoder", torch.float64, 40.0, "right", marks=pytest.mark.slow),

@@ -52,7 +52,8 @@ def qk(model: HookedGPT, layer: int, head: int) -> Tensor:
 
 
 def embedded(model: HookedGPT, layer: int) -> Tensor:
-    return model.W_E.detach().double() * model.cfg.embed_scale @ on_the_way(model, 0, layer)
+    rows = model.W_E.detach() * model.cfg.embed_scale
+    return model.ln_embed.unheard(rows).detach().double() @ on_the_way(model, 0, layer)
 
 
 def to_logits(model: HookedGPT, layer: int) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from interp import HookedGPT
-from interp.model.rotary import rotation
+from interp.model.rotary import rotations
 from interp.weights import effective_embedding, ov_circuit, positional_qk, qk_circuit, stream
 from interp.zoo import planted
 from tests.variants import EACH, SIZES, SOLU, VARIANTS, quick_of, some_tokens, variant
@@ -166,9 +166,14 @@ def test_rotary_scores_of_the_mean_query_and_key() -> None:
     close(
         torch.tensor(positional_qk(model, 1, 3).values), torch.tensor(positional_qk(model, 1, 3, query=q, key=k).values)
     )
-    cos, sin = rotation(model.cfg, torch.tensor([[4]]), torch.float64)
+    cos, sin = rotations(model.cfg, torch.tensor([[4]]), torch.float64)[False]
     turned = block.attn.turn(q[None, None, None], cos, sin)[0, 0, 0]
     close(float(positional_qk(model, 1, 3, query=q)[4]), float(turned @ k / model.cfg.attn_scale))
+
+
+def test_slopes_are_what_distance_takes_off() -> None:
+    found = positional_qk(variant("relu2"), 0, 2)
+    close(torch.tensor(found.values), -torch.arange(len(found)).double() / 4)
 
 
 def test_what_cannot_be_asked_is_refused() -> None:
@@ -178,7 +183,7 @@ def test_what_cannot_be_asked_is_refused() -> None:
         (lambda: qk_circuit(model, 0, -4), r"head=-4; the model has 3"),
         (lambda: ov_circuit(model, effective_embedding=True), "vocab=True"),
         (lambda: effective_embedding(variant("attn_only")), "attn_only=True"),
-        (lambda: positional_qk(variant("relu2"), 0, 0), "positional_embedding_type=None"),
+        (lambda: positional_qk(variant("attn_only"), 0, 0), "positional_embedding_type=None"),
         (lambda: positional_qk(model, 0, 0, key=torch.ones(5)), "rotary"),
         (lambda: positional_qk(rotary, 0, 0, key=torch.ones(5)), r"key has shape \[5\]"),
         (lambda: positional_qk(rotary, 0, 4), "head=4"),

@@ -99,6 +99,8 @@ MORE = [
     ("gpt2", {"act_fn": "solu_ln"}),
     ("gpt2", {"act_fn": "solu_ln", "bias_mlp": False}),
     ("gpt2", {"act_fn": "solu_ln", "normalization_type": "RMS"}),
+    ("gpt2", {"embed_norm": True}),
+    ("llama", {"norm_gain_from_one": True, "use_qk_norm": True, "embed_norm": True, "embed_scale": 2.5}),
 ]
 
 

@@ -131,14 +131,14 @@ def _turn(facts: Facts) -> str:
     )
     normed = "Queries and keys are brought to a common size first."
     cfg = facts.cfg
-    if not cfg.is_rotary:
+    if not cfg.turns(facts.layer):
         return normed
     part = f" Of {cfg.d_head} numbers, {cfg.rotary_dim} turn." if cfg.rotary_dim < cfg.d_head else ""
     return f"{normed} {turned}{part}" if cfg.use_qk_norm else f"{turned}{part}"
 
 
 def _no_turn(facts: Facts) -> str | None:
-    if facts.cfg.is_rotary or facts.cfg.use_qk_norm:
+    if facts.cfg.turns(facts.layer) or facts.cfg.use_qk_norm:
         return None
     return "In this model q and k are used as they are: positions, if it has them, have come in before."
 
@@ -153,6 +153,8 @@ def _scaling(facts: Facts) -> str:
         why += f" This model divides by {cfg.attn_scale:.4g}, though √{cfg.d_head} is {sqrt(cfg.d_head):.4g}."
     if cfg.attn_scores_soft_cap is not None:
         why += f" It also caps scores smoothly, at ±{cfg.attn_scores_soft_cap:g}."
+    if cfg.positional_embedding_type == "alibi":
+        why += " Where things stand enters here: each head takes a slope of its own times the distance off its scores."
     return why
 
 

@@ -2,16 +2,14 @@
 
 from math import sqrt
 
-from torch import Tensor
-
 from interp.config import GPTConfig
 from interp.loading.checkpoint import Sources
-from interp.loading.families.common import Config, activation, refuse, rms_decoder, rms_decoder_sources, windows
+from interp.loading.families import gemma
+from interp.loading.families.common import RMS_BLOCK, RMS_TOP, Config, activation, sources_of, windows, windows_to_hf
 
 PREFIX = "model."
 IGNORED = ("rotary_emb.inv_freq",)
-NORMS = {
-    "ln1": "input_layernorm",
+BLOCK = RMS_BLOCK | {
     "ln1_post": "post_attention_layernorm",
     "ln2": "pre_feedforward_layernorm",
     "ln2_post": "post_feedforward_layernorm",
@@ -19,26 +17,21 @@ NORMS = {
 
 
 def config(hf: Config) -> Config:
-    refuse(hf, attention_bias=False, use_bidirectional_attention=False)
-    return (
-        rms_decoder(hf)
-        | {
-            "norm_position": "both",
-            "act_fn": activation(hf.get("hidden_activation") or "gelu_pytorch_tanh"),
-            "attn_scale": sqrt(hf.get("query_pre_attn_scalar", 256)),
-            "attn_scores_soft_cap": hf.get("attn_logit_softcapping"),
-            "output_logits_soft_cap": hf.get("final_logit_softcapping"),
-            "embed_scale": sqrt(hf["hidden_size"]),
-            "tie_word_embeddings": hf.get("tie_word_embeddings", True),
-        }
-        | windows(hf, lambda layer: layer % 2 == 0)
-    )
+    return gemma.config(hf) | {
+        "norm_position": "both",
+        "act_fn": activation(hf.get("hidden_activation") or "gelu_pytorch_tanh"),
+        "attn_scale": sqrt(hf.get("query_pre_attn_scalar", 256)),
+        "attn_scores_soft_cap": hf.get("attn_logit_softcapping"),
+        "output_logits_soft_cap": hf.get("final_logit_softcapping"),
+        **windows(hf, lambda layer: layer % 2 == 0),
+    }
 
 
-def gain(w: Tensor) -> Tensor:
-    """Gemma's norms multiply by 1 + w."""
-    return 1 + w.float()
+def to_hf(cfg: GPTConfig) -> Config:
+    caps = {"attn_logit_softcapping": cfg.attn_scores_soft_cap, "final_logit_softcapping": cfg.output_logits_soft_cap}
+    scale = {"query_pre_attn_scalar": round(cfg.attn_scale**2), "hidden_activation": cfg.act_fn}
+    return gemma.to_hf(cfg) | windows_to_hf(cfg) | caps | scale
 
 
 def sources(cfg: GPTConfig) -> Sources:
-    return rms_decoder_sources(cfg, NORMS, gain)
+    return sources_of(cfg, RMS_TOP, "model.layers", BLOCK)

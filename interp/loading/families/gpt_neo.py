@@ -1,43 +1,34 @@
-"""GPT-Neo: as GPT-2, with scores that are not divided, and layers that look back over a window in turn with others."""
+"""GPT-Neo: GPT-2 with a window in every other layer, and scores that nothing divides."""
 
 from interp.config import GPTConfig
-from interp.loading.checkpoint import Piece, Sources
-from interp.loading.families.common import Config, activation, attention, layer_norm, with_bias
+from interp.loading.checkpoint import Sources
+from interp.loading.families import gpt2
+from interp.loading.families.common import Config, read, sources_of, written
 
 PREFIX = "transformer."
-IGNORED = (".attention.bias", ".attention.masked_bias")
+IGNORED = (".attn.attention.bias", ".attn.attention.masked_bias")
+NAMES = gpt2.NAMES | {
+    "n_layers": "num_layers",
+    "d_model": "hidden_size",
+    "n_heads": "num_heads",
+    "d_mlp": "intermediate_size",
+    "n_ctx": "max_position_embeddings",
+}
+QKV = tuple(f"attn.attention.{part}_proj" for part in "qkv")
+BLOCK = gpt2.BLOCK | {"attn.qkv": QKV, "attn.out": "attn.attention.out_proj"}
 
 
 def config(hf: Config) -> Config:
-    kinds = [kind for pattern, times in hf["attention_types"] for kind in list(pattern) * times]
-    return {
-        "n_layers": hf["num_layers"],
-        "d_model": hf["hidden_size"],
-        "n_heads": hf["num_heads"],
-        "d_mlp": hf.get("intermediate_size") or 4 * hf["hidden_size"],
-        "d_vocab": hf["vocab_size"],
-        "n_ctx": hf["max_position_embeddings"],
-        "act_fn": activation(hf.get("activation_function", "gelu_new")),
-        "eps": hf.get("layer_norm_epsilon", 1e-5),
-        "attn_scale": 1.0,
-        "bias_qkv": False,
-        "tie_word_embeddings": hf.get("tie_word_embeddings", True),
-        **({"window_size": hf["window_size"], "attn_types": tuple(kinds)} if "local" in kinds else {}),
-    }
+    types = tuple(kind for kinds, n in hf["attention_types"] for _ in range(n) for kind in kinds)
+    windows = {"window_size": hf.get("window_size", 256), "attn_types": types} if "local" in types else {}
+    fixed = {"attn_scale": 1.0, "bias_qkv": False}
+    return read(hf, NAMES, **gpt2.DEFAULTS, intermediate_size=4 * hf["hidden_size"]) | fixed | windows
+
+
+def to_hf(cfg: GPTConfig) -> Config:
+    types = ["local" if cfg.is_local(layer) else "global" for layer in range(cfg.n_layers)]
+    return written(cfg, NAMES) | {"attention_types": [[types, 1]], "window_size": cfg.window_size or 256}
 
 
 def sources(cfg: GPTConfig) -> Sources:
-    found: Sources = {
-        "embed.W_E": [Piece("transformer.wte.weight")],
-        "pos_embed.W_pos": [Piece("transformer.wpe.weight")],
-        **layer_norm("ln_final", "transformer.ln_f"),
-    }
-    if not cfg.tie_word_embeddings:
-        found["unembed.weight"] = [Piece("lm_head.weight")]
-    for layer in range(cfg.n_layers):
-        ours, theirs = f"blocks.{layer}", f"transformer.h.{layer}"
-        found |= layer_norm(f"{ours}.ln1", f"{theirs}.ln_1") | layer_norm(f"{ours}.ln2", f"{theirs}.ln_2")
-        found |= attention(cfg, f"{ours}.attn", f"{theirs}.attn.attention", out="out_proj")
-        found |= with_bias(f"{ours}.mlp.up", f"{theirs}.mlp.c_fc")
-        found |= with_bias(f"{ours}.mlp.down", f"{theirs}.mlp.c_proj")
-    return found
+    return sources_of(cfg, gpt2.TOP, "transformer.h", BLOCK)

@@ -1,57 +1,45 @@
 """GPT-NeoX and Pythia: attention and MLP side by side, each behind its own norm; queries, keys and values by head."""
 
-from collections.abc import Callable
-
-from torch import Tensor
-
 from interp.config import GPTConfig
-from interp.loading.checkpoint import Piece, Sources
-from interp.loading.families.common import Config, activation, layer_norm, rope, with_bias
+from interp.loading.checkpoint import Sources
+from interp.loading.families.common import Config, by_group, read, rope, rope_to_hf, sources_of, written
 
 PREFIX = "gpt_neox."
 IGNORED = (".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq")
+NAMES = {
+    "n_layers": "num_hidden_layers",
+    "d_model": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "d_mlp": "intermediate_size",
+    "d_vocab": "vocab_size",
+    "act_fn": "hidden_act",
+    "eps": "layer_norm_eps",
+    "parallel_attn_mlp": "use_parallel_residual",
+    "bias_qkv": "attention_bias",
+    "bias_attn_out": "attention_bias",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
+DEFAULTS = {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "use_parallel_residual": True}
+DEFAULTS |= {"attention_bias": True, "tie_word_embeddings": False}
+TOP = {"embed": "gpt_neox.embed_in", "ln_final": "gpt_neox.final_layer_norm", "unembed": "embed_out"}
+BLOCK = {
+    "ln1": "input_layernorm",
+    "attn.qkv": "attention.query_key_value",
+    "attn.out": "attention.dense",
+    "ln2": "post_attention_layernorm",
+    "mlp.up": "mlp.dense_h_to_4h",
+    "mlp.down": "mlp.dense_4h_to_h",
+}
 
 
 def config(hf: Config) -> Config:
     d_head = hf["hidden_size"] // hf["num_attention_heads"]
-    has_bias = hf.get("attention_bias", True)
-    return {
-        "n_layers": hf["num_hidden_layers"],
-        "d_model": hf["hidden_size"],
-        "n_heads": hf["num_attention_heads"],
-        "d_mlp": hf["intermediate_size"],
-        "d_vocab": hf["vocab_size"],
-        "n_ctx": hf["max_position_embeddings"],
-        "act_fn": activation(hf.get("hidden_act", "gelu")),
-        "eps": hf.get("layer_norm_eps", 1e-5),
-        "parallel_attn_mlp": hf.get("use_parallel_residual", True),
-        "bias_qkv": has_bias,
-        "bias_attn_out": has_bias,
-        "tie_word_embeddings": hf.get("tie_word_embeddings", False),
-        **rope(hf, d_head, fraction=0.25),
-    }
+    return read(hf, NAMES, **DEFAULTS) | rope(hf, d_head, fraction=0.25)
 
 
-def part(cfg: GPTConfig, which: int) -> Callable[[Tensor], Tensor]:
-    """The rows of queries (0), keys (1) or values (2), which are stored head by head."""
-    return lambda rows: rows.unflatten(0, (cfg.n_heads, 3, cfg.d_head))[:, which].flatten(0, 1)
+def to_hf(cfg: GPTConfig) -> Config:
+    return written(cfg, NAMES) | rope_to_hf(cfg, is_partial=True) | {"rotary_pct": cfg.rotary_dim / cfg.d_head}
 
 
 def sources(cfg: GPTConfig) -> Sources:
-    found: Sources = {
-        "embed.W_E": [Piece("gpt_neox.embed_in.weight")],
-        **layer_norm("ln_final", "gpt_neox.final_layer_norm"),
-    }
-    if not cfg.tie_word_embeddings:
-        found["unembed.weight"] = [Piece("embed_out.weight")]
-    for layer in range(cfg.n_layers):
-        ours, theirs = f"blocks.{layer}", f"gpt_neox.layers.{layer}"
-        found |= layer_norm(f"{ours}.ln1", f"{theirs}.input_layernorm")
-        found |= layer_norm(f"{ours}.ln2", f"{theirs}.post_attention_layernorm")
-        for kind in ("weight", "bias") if cfg.bias_qkv else ("weight",):
-            fused = f"{theirs}.attention.query_key_value.{kind}"
-            found[f"{ours}.attn.qkv.{kind}"] = [Piece(fused, part(cfg, which)) for which in range(3)]
-            found[f"{ours}.attn.out.{kind}"] = [Piece(f"{theirs}.attention.dense.{kind}")]
-        found |= with_bias(f"{ours}.mlp.up", f"{theirs}.mlp.dense_h_to_4h")
-        found |= with_bias(f"{ours}.mlp.down", f"{theirs}.mlp.dense_4h_to_h")
-    return found
+    return sources_of(cfg, TOP, "gpt_neox.layers", BLOCK, {"attn.qkv": by_group(cfg)})

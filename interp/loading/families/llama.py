@@ -2,11 +2,18 @@
 
 from interp.config import GPTConfig
 from interp.loading.checkpoint import Sources
-from interp.loading.families.common import Config, refuse, rms_decoder, rms_decoder_sources
+from interp.loading.families.common import (
+    RMS_BLOCK,
+    RMS_TOP,
+    Config,
+    refuse,
+    rms_decoder,
+    rms_decoder_to_hf,
+    sources_of,
+)
 
 PREFIX = "model."
 IGNORED = ("rotary_emb.inv_freq",)
-NORMS = {"ln1": "input_layernorm", "ln2": "post_attention_layernorm"}
 
 
 def config(hf: Config) -> Config:
@@ -15,5 +22,9 @@ def config(hf: Config) -> Config:
     return rms_decoder(hf) | {"bias_qkv": has_bias, "bias_attn_out": has_bias}
 
 
+def to_hf(cfg: GPTConfig) -> Config:
+    return rms_decoder_to_hf(cfg) | {"attention_bias": cfg.bias_qkv}
+
+
 def sources(cfg: GPTConfig) -> Sources:
-    return rms_decoder_sources(cfg, NORMS)
+    return sources_of(cfg, RMS_TOP, "model.layers", RMS_BLOCK)

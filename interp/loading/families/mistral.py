@@ -1,17 +1,15 @@
 """Mistral: Llama with a sliding window."""
 
 from interp.config import GPTConfig
-from interp.loading.checkpoint import Sources
-from interp.loading.families.common import Config, rms_decoder, rms_decoder_sources
-from interp.loading.families.llama import NORMS
+from interp.loading.families.common import Config, rms_decoder, rms_decoder_to_hf
+from interp.loading.families.llama import IGNORED, PREFIX, sources
 
-PREFIX = "model."
-IGNORED = ("rotary_emb.inv_freq",)
+__all__ = ["IGNORED", "PREFIX", "config", "sources", "to_hf"]
 
 
 def config(hf: Config) -> Config:
     return rms_decoder(hf) | {"window_size": hf.get("sliding_window")}
 
 
-def sources(cfg: GPTConfig) -> Sources:
-    return rms_decoder_sources(cfg, NORMS)
+def to_hf(cfg: GPTConfig) -> Config:
+    return rms_decoder_to_hf(cfg) | {"sliding_window": cfg.window_size}

@@ -1,24 +1,17 @@
 """Qwen 3: Llama with an RMSNorm on the queries and keys of each head."""
 
 from interp.config import GPTConfig
-from interp.loading.checkpoint import Piece, Sources
-from interp.loading.families.common import Config, rms_decoder, rms_decoder_sources
-from interp.loading.families.llama import NORMS
+from interp.loading.families import llama
+from interp.loading.families.common import Config, windows_to_hf
+from interp.loading.families.llama import IGNORED, PREFIX, sources
 from interp.loading.families.qwen2 import late_windows
 
-PREFIX = "model."
-IGNORED = ("rotary_emb.inv_freq",)
+__all__ = ["IGNORED", "PREFIX", "config", "sources", "to_hf"]
 
 
 def config(hf: Config) -> Config:
-    has_bias = hf.get("attention_bias", False)
-    biases = {"bias_qkv": has_bias, "bias_attn_out": has_bias}
-    return rms_decoder(hf) | biases | {"use_qk_norm": True} | late_windows(hf)
+    return llama.config(hf) | {"use_qk_norm": True} | late_windows(hf)
 
 
-def sources(cfg: GPTConfig) -> Sources:
-    found = rms_decoder_sources(cfg, NORMS)
-    for layer in range(cfg.n_layers):
-        for name in ("q_norm", "k_norm"):
-            found[f"blocks.{layer}.attn.{name}.w"] = [Piece(f"model.layers.{layer}.self_attn.{name}.weight")]
-    return found
+def to_hf(cfg: GPTConfig) -> Config:
+    return llama.to_hf(cfg) | windows_to_hf(cfg)
