@@ -64,7 +64,7 @@ class Reference:
     def run(self, tokens: Tensor) -> Tensor:
         cfg, model = self.cfg, self.model
         embed = cfg.embed_scale * model.W_E[tokens]
-        embed = self.norm("ln_embed", model.ln_embed, embed) if cfg.embed_norm else embed
+        embed = self.norm("embed.ln", model.embed.ln, embed) if cfg.embed_norm else embed
         resid = self.hook("hook_embed", embed)
         self.beside = torch.zeros_like(resid)
         if cfg.positional_embedding_type == "shortformer":

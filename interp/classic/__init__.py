@@ -24,6 +24,8 @@ What is another way underneath:
 - Sweeps with the setters of `patching` run many patches at a time. A metric that reads the last position alone gets
   unknown (NaN) logits elsewhere.
 - Generation counts learned positions once, whatever the tokenizer, and always keeps keys and values.
+- `clip_qkv` clips before `hook_q`, `hook_k` and `hook_v`, not behind them; ALiBi's slopes are the paper's for any
+  number of heads.
 - A `b_in` of a gated MLP is added before the gate is multiplied in, as in the papers.
 - A field of the config without effect is refused by name.
 - W_Q, W_K and W_V are views of one fused matrix: write into them in place; `model.grad("W_Q", layer)` has a gradient.

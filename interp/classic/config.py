@@ -23,22 +23,24 @@ _FREE: dict[str, Any] = {
     "ungroup_grouped_query_attention": False, "tokenizer_prepends_bos": None, "trust_remote_code": False,
     "layer_norm_folding": False,
 }  # fmt: skip
+_RENAMED = {"post_embedding_ln": "embed_norm", "clip_qkv": "qkv_clip", "rotary_base_local": "local_rotary_base"}
 # What becomes a field of another name, or has another way to say that there is none.
 _TRANSLATED: dict[str, Any] = {
     "use_attn_scale": True, "use_local_attn": False, "use_normalization_before_and_after": False,
     "rotary_scaling_factor": 1.0, "use_NTK_by_parts_rope": False, "NTK_by_parts_low_freq_factor": 1.0,
     "NTK_by_parts_high_freq_factor": 4.0, "NTK_by_parts_factor": 8.0, "NTK_original_ctx_len": 8192,
+    "use_yarn_rope": False, "yarn_factor": 1.0, "yarn_attention_factor": 1.0, "yarn_beta_fast": 32.0,
+    "yarn_beta_slow": 1.0, "yarn_original_max_position_embeddings": 4096,
     "uses_rms_norm": False, "n_params": None,
+    "post_embedding_ln": False, "clip_qkv": None, "rotary_base_local": None,
 }  # fmt: skip
 # What asks for something that is not here, unless it has this value.
 _MISSING: dict[str, Any] = {
-    "final_rms": False, "scale_attn_by_inverse_layer_idx": False, "post_embedding_ln": False, "num_experts": None,
+    "final_rms": False, "scale_attn_by_inverse_layer_idx": False, "num_experts": None,
     "experts_per_token": None, "load_in_4bit": False, "quantization_method": None, "use_hook_tokens": False,
     "relative_attention_max_distance": None, "relative_attention_num_buckets": None, "decoder_start_token_id": None,
-    "clip_qkv": None, "use_logn_attn": False, "train_seq_length": None, "use_dynamic_ntk_rope": False,
-    "rotary_base_local": None, "use_yarn_rope": False, "yarn_factor": 1.0, "yarn_attention_factor": 1.0,
-    "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0, "yarn_original_max_position_embeddings": 4096,
-    "yarn_truncate": True, "yarn_global_attn_only": False, "use_attention_sinks": False, "norm_topk_prob": False,
+    "use_logn_attn": False, "train_seq_length": None, "use_dynamic_ntk_rope": False, "yarn_truncate": True,
+    "yarn_global_attn_only": False, "use_attention_sinks": False, "norm_topk_prob": False,
     "n_devices": 1,
 }  # fmt: skip
 _CLASSIC = _FREE | _TRANSLATED | _MISSING
@@ -133,8 +135,10 @@ def _idle(given: dict[str, Any], classic: dict[str, Any]) -> list[str]:
     details: dict[str, Any] = {}
     if not classic["use_NTK_by_parts_rope"]:
         details |= {name: value for name, value in _TRANSLATED.items() if name.startswith("NTK")}
+    if not classic["use_yarn_rope"]:
+        details |= {name: value for name, value in _TRANSLATED.items() if name.startswith("yarn")}
     if given.get("positional_embedding_type") != "rotary":
-        details |= {"rotary_dim": 0, "rotary_base": 10_000, "rotary_adjacent_pairs": False}
+        details |= {"rotary_dim": 0, "rotary_base": 10_000, "rotary_adjacent_pairs": False, "use_yarn_rope": False}
     if classic["use_local_attn"] and given.get("window_size") is None:
         details |= {"use_local_attn": False}
     return [f"{name}={given[name]!r}" for name, idle in details.items() if given.get(name) not in (None, -1, idle)]
@@ -170,6 +174,9 @@ def _translated(given: dict[str, Any], classic: dict[str, Any]) -> dict[str, Any
     if not classic["use_local_attn"] and "use_local_attn" in given:
         for name in ("window_size", "attn_types"):
             fields.pop(name, None)
+    for name, ours in _RENAMED.items():
+        if classic[name]:
+            fields[ours] = classic[name] if ours == "embed_norm" else float(classic[name])
     if "attn_types" in fields:
         fields["attn_types"] = tuple(fields["attn_types"])
     if classic["use_normalization_before_and_after"]:
@@ -177,6 +184,15 @@ def _translated(given: dict[str, Any], classic: dict[str, Any]) -> dict[str, Any
     if classic["use_NTK_by_parts_rope"]:
         factors = {part: classic[f"NTK_by_parts_{part}"] for part in ("factor", "low_freq_factor", "high_freq_factor")}
         fields["rope_scaling"] = RopeScaling(kind="llama3", original_n_ctx=classic["NTK_original_ctx_len"], **factors)
+    elif classic["use_yarn_rope"]:
+        fields["rope_scaling"] = RopeScaling(
+            kind="yarn",
+            factor=classic["yarn_factor"],
+            low_freq_factor=classic["yarn_beta_slow"],
+            high_freq_factor=classic["yarn_beta_fast"],
+            original_n_ctx=classic["yarn_original_max_position_embeddings"],
+            attention_factor=classic["yarn_attention_factor"],
+        )
     elif classic["rotary_scaling_factor"] != 1.0:
         fields["rope_scaling"] = RopeScaling(kind="linear", factor=classic["rotary_scaling_factor"])
     if fields.get("positional_embedding_type") != "rotary":  # the classic defaults come along with a dict of all fields

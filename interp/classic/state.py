@@ -18,7 +18,7 @@ _BIASES = ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out", "b_U")
 def classic_weights(model: HookedGPT) -> Iterator[tuple[str, Tensor | None]]:
     """Each weight by its classic name, as a view that can be written to; None for a bias that the model lacks."""
     yield "embed.W_E", model.embed.W_E
-    yield from _of_norm("embed.ln", model.ln_embed)
+    yield from _of_norm("embed.ln", model.embed.ln)
     if isinstance(model.pos_embed, LearnedPositions):
         yield "pos_embed.W_pos", model.pos_embed.W_pos
     shared = "_" if model.cfg.has_grouped_queries else ""
@@ -84,7 +84,6 @@ def load_classic(model: HookedGPT, weights: Mapping[str, Tensor], strict: bool =
         if place is not None and name in left:
             place.copy_(left[name])
     for name, module in model.named_modules():
-        name = name.replace("ln_embed", "embed.ln")
         if isinstance(module, GainFromOne | HeadGainFromOne) and f"{name}.w" in left:  # their w is made on access
             module.excess.copy_(left[f"{name}.w"] - 1)
     return missing, unknown

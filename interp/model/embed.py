@@ -8,20 +8,26 @@ from torch import Tensor, nn
 from interp.config import GPTConfig
 from interp.hooks import HookPoint, is_heard
 from interp.model.linear import product
+from interp.model.norms import norm
 
 Stream = Float[Tensor, "batch pos d_model"]
 Positions = Int[Tensor, "#batch pos"]
 
 
 class Embed(nn.Module):
-    """A row of W_E for each token."""
+    """A row of W_E for each token, times a factor and past a norm where the configuration has them."""
 
     def __init__(self, cfg: GPTConfig) -> None:
         super().__init__()
+        self.scale = cfg.embed_scale
+        self.ln = norm(cfg, exists=cfg.embed_norm)
         self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model, dtype=cfg.dtype, device=cfg.device))
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Stream:
-        return F.embedding(tokens, self.W_E)
+        rows = F.embedding(tokens, self.W_E)
+        if self.scale != 1:
+            rows = rows * torch.tensor(self.scale, dtype=rows.dtype)  # rounded as the weights are
+        return self.ln(rows)
 
 
 class LearnedPositions(nn.Module):

@@ -57,8 +57,7 @@ class HookedGPT(Observed):
         self.cfg = cfg
         self.tokenizer = tokenizer
         self.embed = Embed(cfg)
-        self.ln_embed = norm(cfg, exists=cfg.embed_norm)
-        self.hook_embed = HookPoint("batch pos d_model", "W_E[token], past ln_embed where there is one")
+        self.hook_embed = HookPoint("batch pos d_model", "W_E[token], past embed.ln where there is one")
         if cfg.positional_embedding_type == "standard":
             self.pos_embed = LearnedPositions(cfg)
             self.hook_pos_embed = HookPoint("batch pos d_model", "W_pos[position]")
@@ -350,10 +349,7 @@ class HookedGPT(Observed):
 
     def into_stream(self, tokens: Int[Tensor, "batch pos"], where: Int[Tensor, "#batch pos"]) -> Stream:
         """What the tokens put into the stream before the first block."""
-        embed = self.embed(tokens)
-        if self.cfg.embed_scale != 1:
-            embed = embed * torch.tensor(self.cfg.embed_scale, dtype=embed.dtype)  # rounded as the weights are
-        resid = self.hook_embed(self.ln_embed(embed))
+        resid = self.hook_embed(self.embed(tokens))
         if self.cfg.adds_positions:
             resid = resid + self.placed(where, len(resid))
         return self.dropout(resid)

@@ -99,7 +99,7 @@ class Observed(Generates):
             return first <= self.hook_dict[name].layer() < last
         if name == "hook_pos_embed" and self.cfg.is_shortformer:
             return True  # each layer reads it
-        is_before = name in ("hook_embed", "hook_pos_embed") or name.startswith("ln_embed.")
+        is_before = name in ("hook_embed", "hook_pos_embed") or name.startswith("embed.ln.")
         return start_at_layer is None if is_before else stop_at_layer is None
 
     def check_reach(

@@ -164,7 +164,7 @@ def embeddings(model: HookedGPT, tokens: Int[Tensor, " token"] | None = None) ->
     """What these tokens (None: all) put into the stream."""
     W_E = model.W_E if tokens is None else model.W_E[tokens]
     rows = W_E if model.cfg.embed_scale == 1 else exact(W_E) * model.cfg.embed_scale
-    return exact(model.ln_embed.unheard(rows.to(W_E.dtype)) if model.cfg.embed_norm else rows)
+    return exact(model.embed.ln.unheard(rows.to(W_E.dtype)) if model.cfg.embed_norm else rows)
 
 
 def checked_index(model: HookedGPT, what: Literal["layer", "head"], index: int) -> int:

@@ -14,6 +14,7 @@ from interp.classic import (
     HookedTransformerConfig,
     TransformerLensKeyValueCache,
 )
+from interp.config import RopeScaling
 from interp.tokenization import Tokenizer
 from tests.classic.shapes import KINDS, SIZES, filled, rows
 
@@ -231,3 +232,16 @@ def test_a_frozen_cache_serves_many_calls_after_the_same_beginning(kind: str) ->
     cache.unfreeze()
     model(rows()[:, 6:], past_kv_cache=cache)
     assert cache.length == 11
+
+
+def test_what_later_families_have_is_known_by_its_classic_names() -> None:
+    bloom = HookedTransformerConfig(**SIZES, positional_embedding_type="alibi", post_embedding_ln=True, clip_qkv=2)
+    assert (bloom.native().embed_norm, bloom.native().qkv_clip) == (True, 2.0)
+    yarn = {"use_yarn_rope": True, "yarn_factor": 4.0, "yarn_attention_factor": 1.2, "yarn_beta_fast": 8.0}
+    windows = {"use_local_attn": True, "window_size": 4, "attn_types": ["local", "global"], "rotary_base_local": 50}
+    cfg = HookedTransformerConfig(**SIZES, positional_embedding_type="rotary", rotary_dim=8, **yarn, **windows)
+    slower = RopeScaling(kind="yarn", factor=4.0, high_freq_factor=8.0, original_n_ctx=4096, attention_factor=1.2)
+    assert cfg.native().rope_scaling == slower
+    assert cfg.native().local_rotary_base == 50.0
+    with pytest.raises(ValueError, match=r"no effect: \['yarn_factor=4.0'\]"):
+        HookedTransformerConfig(**SIZES, positional_embedding_type="rotary", yarn_factor=4.0)

@@ -53,7 +53,7 @@ def qk(model: HookedGPT, layer: int, head: int) -> Tensor:
 
 def embedded(model: HookedGPT, layer: int) -> Tensor:
     rows = model.W_E.detach() * model.cfg.embed_scale
-    return model.ln_embed.unheard(rows).detach().double() @ on_the_way(model, 0, layer)
+    return model.embed.ln.unheard(rows).detach().double() @ on_the_way(model, 0, layer)
 
 
 def to_logits(model: HookedGPT, layer: int) -> Tensor:

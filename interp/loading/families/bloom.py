@@ -17,7 +17,7 @@ NAMES = {
 }
 TOP = {
     "embed": "transformer.word_embeddings",
-    "ln_embed": "transformer.word_embeddings_layernorm",
+    "embed.ln": "transformer.word_embeddings_layernorm",
     "ln_final": "transformer.ln_f",
     "unembed": LM_HEAD,
 }

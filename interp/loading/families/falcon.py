@@ -43,7 +43,7 @@ def to_hf(cfg: GPTConfig) -> Config:
 
 
 def sources(cfg: GPTConfig) -> Sources:
-    top = {ours: theirs for ours, theirs in bloom.TOP.items() if ours != "ln_embed"}
+    top = {ours: theirs for ours, theirs in bloom.TOP.items() if ours != "embed.ln"}
     block = {ours: theirs for ours, theirs in bloom.BLOCK.items() if ours != "ln2"}
     block |= {} if cfg.parallel_shared_norm else {"ln1": "ln_attn", "ln2": "ln_mlp"}
     return sources_of(cfg, top, "transformer.h", block, {"attn.qkv": by_group(cfg)})
