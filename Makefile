@@ -1,12 +1,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+ORIGINAL := .venv-original
 DOCS := docs
 # Each module's public names: what lies below a package is shown where the package offers it.
 MODULES := $(patsubst interp/%.py,interp.%,$(filter-out %__init__.py,$(wildcard interp/*.py))) \
   $(patsubst interp/%/__init__.py,interp.%,$(wildcard interp/*/__init__.py))
 
-.PHONY: test quick long lint heads docs pictures bench clean
+.PHONY: test quick long original lint heads docs pictures bench clean
 
 # A process for each core, and one for when another waits; with one thread each, small tensors gain nothing from more.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n
@@ -25,6 +26,17 @@ long: $(INSTALLED)
 	$(PYTEST) auto -m "long or browser" || \
 	  $(PYTEST) 0 -m "long or browser" --last-failed --last-failed-no-failures none
 
+# The classic interface beside TransformerLens, whose needs are not ours.
+original: $(ORIGINAL)/installed
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(ORIGINAL)/bin/pytest -o addopts=--import-mode=importlib -q \
+	  tests/classic/test_against_transformer_lens.py tests/classic/test_notebooks.py
+
+$(ORIGINAL)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(ORIGINAL)
+	$(ORIGINAL)/bin/pip install --quiet --constraint constraints.txt torch
+	$(ORIGINAL)/bin/pip install --quiet transformer_lens==3.9.0 pytest xarray
+	touch $@
+
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -40,7 +52,7 @@ pictures: $(INSTALLED)
 	$(BIN)/python -m dashboards.pictures
 	$(BIN)/python -m analyses.tour
 
-bench: $(INSTALLED)
+bench: $(INSTALLED) $(ORIGINAL)/installed
 	$(BIN)/python -m tests.bench.imports
 	$(BIN)/python -m tests.bench.model
 	$(BIN)/python -m tests.bench.generation
@@ -52,7 +64,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.bench.memories
 	$(BIN)/python -m tests.bench.scan_memory
 	$(BIN)/python -m tests.bench.weights
-	$(BIN)/python -m tests.bench.classic
+	PYTHONPATH=. $(ORIGINAL)/bin/python -m tests.bench.classic
 	$(BIN)/python -m tests.bench.dashboard
 	INTERP_MANY_SECONDS=120 INTERP_SOAK_ACTIONS=200 $(BIN)/pytest -q -s tests/dashboard/test_many.py tests/dashboard/test_soak.py
 
@@ -64,4 +76,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv $(ORIGINAL)
