@@ -167,11 +167,19 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("neox", {"rotary_base": 100}),
     ("neox", {"rotary_adjacent_pairs": True}),
     ("neox", {"rotary_scaling_factor": 2.0}),
+    ("neox", {"rotary_base_local": 50.0, "use_local_attn": True, "window_size": 8, "attn_types": ["local", "local"]}),
     ("neox", {"use_NTK_by_parts_rope": True, "NTK_original_ctx_len": 8}),
+    ("neox", {"use_yarn_rope": True, "yarn_factor": 4.0, "yarn_original_max_position_embeddings": 8}),
+    ("gpt2", {"positional_embedding_type": "alibi"}),
+    ("gpt2", {"post_embedding_ln": True}),
+    ("gpt2", {"clip_qkv": 0.1}),
 ]
 NTK: dict[str, Any] = {"use_NTK_by_parts_rope": True, "NTK_original_ctx_len": 8}
 DETAILS = {"NTK_by_parts_low_freq_factor": 0.5, "NTK_by_parts_high_freq_factor": 9.0, "NTK_by_parts_factor": 2.0}
 DETAILS |= {"NTK_original_ctx_len": 90}
+YARN: dict[str, Any] = {"use_yarn_rope": True, "yarn_factor": 4.0, "rotary_dim": 8}
+DETAILS |= {"yarn_factor": 2.0, "yarn_attention_factor": 1.3, "yarn_beta_fast": 2.0, "yarn_beta_slow": 0.1}
+DETAILS |= {"yarn_original_max_position_embeddings": 90}
 
 
 def logits(kind: str, **changes: Any) -> Tensor:
@@ -185,8 +193,9 @@ def test_every_option_changes_the_model(kind: str, change: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("name", DETAILS)
-def test_every_detail_of_a_rotation_by_parts_changes_the_model(name: str) -> None:
-    one, other = logits("neox", **NTK), logits("neox", **NTK | {name: DETAILS[name]})
+def test_every_detail_of_slower_rotation_changes_the_model(name: str) -> None:
+    way = NTK if name.startswith("NTK") else YARN
+    one, other = logits("neox", **way), logits("neox", **way | {name: DETAILS[name]})
     assert relative(one - other, one) > 1e-4
 
 
@@ -198,6 +207,8 @@ IDLE: list[tuple[str, dict[str, Any]]] = [
     ("gpt2", {"rotary_adjacent_pairs": True}),
     ("neox", {"NTK_by_parts_factor": 2.0}),
     ("neox", {"NTK_original_ctx_len": 90}),
+    ("neox", {"yarn_factor": 2.0}),
+    ("gpt2", {"use_yarn_rope": True}),
     ("gpt2", {"n_devices": 2}),
     ("llama", {"use_attn_in": True}),
     ("attention", {"use_hook_mlp_in": True}),
