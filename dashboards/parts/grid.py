@@ -287,7 +287,8 @@ def grid(
             st.session_state[sets[0]], st.session_state[sets[1]] = cell
 
     data = _look(z, images, colour, scale, theme)
-    data |= {"key": key, "rows": list(row_labels), "columns": list(column_labels), "alt": alt}
+    own = f"{key} {size}"  # a mark of a grid of another size, late in the browser, is not this one's
+    data |= {"key": own, "rows": list(row_labels), "columns": list(column_labels), "alt": alt}
     data |= {"letters": letters, "text": text, "accent": palette(theme).categories[1]}
     if said is not None:
         data["said"] = said
@@ -302,7 +303,7 @@ def grid(
     with st.container(gap=None, key=f"{key}_box"):
         found = _grid(data=data, key=key, on_clicked_change=set_it, on_room_change=tell_room)
         clicked = _checked(found.clicked, size)
-        _mark(data={"key": key, "at": clicked or selected}, key=f"{key}_mark")
+        _mark(data={"key": own, "at": clicked or selected}, key=f"{own}_mark")
     return clicked
 
 
