@@ -23,9 +23,10 @@ def theirs(kind: str, ours: classic.HookedTransformer) -> Any:
     return model
 
 
-def pair(kind: str, **processing: bool) -> tuple[Any, classic.HookedTransformer]:
+def pair(kind: str, dtype: torch.dtype = torch.float32, **processing: bool) -> tuple[Any, classic.HookedTransformer]:
     ours = filled(kind)
-    their = theirs(kind, ours)
+    their = theirs(kind, ours).to(dtype)
+    ours = ours.to(dtype)
     if processing:
         weights = {name: weight.clone() for name, weight in ours.state_dict().items()}
         their.load_and_process_state_dict(dict(their.state_dict()), **processing)
@@ -37,8 +38,8 @@ FOLDED = {"fold_ln": True, "center_writing_weights": True, "center_unembed": Tru
 UNFOLDED = FOLDED | {"fold_ln": False, "center_writing_weights": False}  # all that either does to a shortformer
 
 
-def close(one: Tensor, other: Tensor, within: float = 1e-5) -> None:
-    torch.testing.assert_close(one.nan_to_num(neginf=-9.0), other.nan_to_num(neginf=-9.0), atol=within, rtol=within)
+def close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one.nan_to_num(neginf=-9.0), other.nan_to_num(neginf=-9.0), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,8 +81,8 @@ def test_processed_weights_are_the_same(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "solu_ln", "shortformer", "attention"])
 def test_refactored_circuits_are_the_same(kind: str) -> None:
     folded = UNFOLDED if kind == "shortformer" else FOLDED
-    their, ours = pair(kind, **folded, refactor_factored_attn_matrices=True)
-    close(their(rows()), ours(rows()), 2e-5)  # what they decompose is in single precision
+    their, ours = pair(kind, torch.float64, **folded, refactor_factored_attn_matrices=True)
+    close(their(rows()), ours(rows()))
     for name in ("QK", "OV"):
         close(getattr(their, name).AB, getattr(ours, name).AB)
     close(their.W_O @ their.W_O.mT, ours.W_O @ ours.W_O.mT)
