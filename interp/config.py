@@ -153,6 +153,11 @@ class GPTConfig:
         return self.positional_embedding_type == "shortformer"
 
     @property
+    def leans(self) -> bool:
+        """Whether scores sink with distance (ALiBi)."""
+        return self.positional_embedding_type == "alibi"
+
+    @property
     def adds_positions(self) -> bool:
         """Whether each position has a vector that is added to the stream."""
         return self.positional_embedding_type in ("standard", "sinusoidal")
@@ -273,7 +278,7 @@ def _size_faults(cfg: GPTConfig) -> list[str]:
         faults.append(f"window_size={cfg.window_size} would have no effect: no layer of attn_types is 'local'")
     if cfg.window_size is not None and cfg.attention_dir == "bidirectional":
         faults.append("window_size needs attention_dir='causal'")
-    if cfg.positional_embedding_type == "alibi" and cfg.attention_dir == "bidirectional":
+    if cfg.leans and cfg.attention_dir == "bidirectional":
         faults.append("positional_embedding_type='alibi' needs attention_dir='causal'")
     if cfg.norm_gain_from_one and cfg.normalization_type not in ("RMS", None):
         faults.append(f"norm_gain_from_one needs normalization_type='RMS', not {cfg.normalization_type!r}")

@@ -328,11 +328,11 @@ class HookedGPT(Observed):
     ) -> Pass:
         """What all blocks of a pass over tokens at these positions share, with those who listen now."""
         n_new, device = where.shape[1], where.device
-        is_causal, leans = self.cfg.attention_dir == "causal", self.cfg.positional_embedding_type == "alibi"
+        is_causal = self.cfg.attention_dir == "causal"
         return Pass(
             rotations=rotations(self.cfg, where, self.dtype) if self.cfg.is_rotary else None,
             pos_embed=self.placed(where, n_rows) if self.cfg.is_shortformer else None,
-            distance=distance(where, positions(mask, 0, n_past + n_new, device)) if leans else None,
+            distance=distance(where, positions(mask, 0, n_past + n_new, device)) if self.cfg.leans else None,
             mask=allowed_attention(mask, n_past, n_new, is_causal, None, device),
             local_mask=allowed_attention(mask, n_past, n_new, is_causal, self.cfg.window_size, device),
             is_causal=is_causal and n_past == 0,

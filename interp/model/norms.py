@@ -34,9 +34,9 @@ class LayerNorm(nn.Module):
     def forward(self, x: Stream) -> Stream:
         if not is_heard(self.hook_scale, self.hook_normalized):
             return self.unheard(x)
-        exact = self.centred(x.float() if x.dtype.itemsize == 2 else x)  # half precision cannot hold a sum of squares
-        scale = self.hook_scale((exact.square().mean(-1, keepdim=True) + self.eps).sqrt())
-        normalized = self.hook_normalized((exact / scale).to(x.dtype))
+        centred = self.centred(exact(x))
+        scale = self.hook_scale((centred.square().mean(-1, keepdim=True) + self.eps).sqrt())
+        normalized = self.hook_normalized((centred / scale).to(x.dtype))
         return self.affine(normalized)
 
     def unheard(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
@@ -87,7 +87,7 @@ class GainFromOne(RMSNorm):
 
 
 def exact(x: Tensor) -> Tensor:
-    """In single precision at least."""
+    """In single precision at least: half cannot hold a sum of squares."""
     return x.float() if x.dtype.itemsize == 2 else x
 
 

@@ -175,7 +175,7 @@ class Base:
     @cached_property
     def distance(self) -> Int[Tensor, "#prompt 1 query_pos key_pos"] | None:
         """How far each key stands before each query, where scores depend on it."""
-        return distance(self.where, self.where) if self.model.cfg.positional_embedding_type == "alibi" else None
+        return distance(self.where, self.where) if self.model.cfg.leans else None
 
     @cached_property
     def allowed(self) -> dict[bool, Bool[Tensor, "#prompt 1 query_pos key_pos"]]:

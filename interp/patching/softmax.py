@@ -17,9 +17,9 @@ from torch import Tensor
 
 from interp.hooks import is_touched, silence
 from interp.model import HookedGPT
-from interp.model.attention import Heads, KVHeads, Pass, Pattern
-from interp.model.inputs import distance, positions
-from interp.model.rotary import rotations
+from interp.model.attention import Heads, KVHeads, Pattern
+from interp.model.inputs import positions
+from interp.model.norms import exact
 
 Effect = Callable[[Pattern], Tensor]  # of the metric's gradient at the pattern
 _BETWEEN = ("attn_scores", "pattern", "rot_q", "rot_k", "scale", "normalized")
@@ -31,7 +31,7 @@ class Recomputed:
     def __init__(
         self, model: HookedGPT, layer: int, q: Heads, k: KVHeads, scores: Pattern, mask: Tensor | None
     ) -> None:
-        self.attn, self.this = model.blocks[layer].attn, Pass()
+        self.attn = model.blocks[layer].attn
         self.name = self.attn.hook_pattern.name
         start = f"blocks.{layer}.attn."
         points = [point for name, point in model.hook_dict.items() if name.startswith(start)]
@@ -39,11 +39,8 @@ class Recomputed:
             raise ValueError(
                 f"atp* computes attention anew from queries and keys, and would miss the hooks at {missed}"
             )
-        where = positions(mask, 0, q.shape[1], q.device)
-        if model.cfg.is_rotary:
-            self.this.rotations = rotations(model.cfg, where, model.dtype)
-        if model.cfg.positional_embedding_type == "alibi":
-            self.this.distance = distance(where, where)
+        with silence():
+            self.this = model.pass_over(positions(mask, 0, q.shape[1], q.device), mask)
         self.raw: dict[str, Tensor] = {"q": q, "k": k}
         self.q, self.k = self.met({})
         self.scores = exact(scores)
@@ -94,8 +91,3 @@ class Recomputed:
         if (lean := self.attn.lean(self.this.distance, new.dtype)) is not None:
             new = new + lean
         return exact(new).masked_fill(self.scores.isneginf(), -torch.inf)
-
-
-def exact(x: Tensor) -> Tensor:
-    """In single precision at least."""
-    return x.float() if x.dtype.itemsize == 2 else x

@@ -117,7 +117,7 @@ def _scores(this: Walk, head: int) -> list[Quantity]:
 def _scaling(this: Walk, head: int) -> list[Quantity]:
     cap = this.model.cfg.attn_scores_soft_cap
     capped = "" if cap is None else f", capped at ±{cap:g}"
-    capped += ", less a slope × distance" if this.model.cfg.positional_embedding_type == "alibi" else ""
+    capped += ", less a slope × distance" if this.model.cfg.leans else ""
     return _rows(this, head, product="q · k", score=f"q · k / {this.model.cfg.attn_scale:.4g}{capped}")
 
 

@@ -23,14 +23,10 @@ from torch import Tensor
 from interp.hooks import silence
 from interp.model import HookedGPT
 from interp.model.block import Block, ParallelBlock, SharedNormBlock
-from interp.model.norms import LayerNorm, NoNorm, Norm
+from interp.model.norms import LayerNorm, NoNorm, Norm, exact
 
 Reads = Float[Tensor, "head d_model d_head"]
 Writes = Float[Tensor, "head d_head d_model"]
-
-
-def exact(x: Tensor) -> Tensor:
-    return x.float() if x.dtype.itemsize == 2 else x
 
 
 def dtype_of(model: HookedGPT) -> torch.dtype:
